@@ -1,0 +1,1 @@
+"""The framework: compose, plan, key, store, execute, record. It knows no model and no runtime."""

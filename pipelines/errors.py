@@ -1,0 +1,80 @@
+"""Every error that Tapeout raises on purpose.
+
+    TapeoutError                 root; exit status 1
+    ├── ConfigError              the configuration is wrong; exit status 2, nothing ran
+    │   └── PlanError            the pipeline's graph is wrong (a cycle, an unknown stage, a stage that cannot be imported)
+    ├── StageError               a stage could not do its work; its node fails, the other devices finish
+    │   ├── CheckpointError      a model file is missing, truncated, of the wrong kind, or holds wrong tensors
+    │   ├── LoweringError        an operator or a weight format that a runtime cannot hold
+    │   └── WorkerError          the process that ran a stage was killed
+    ├── GateError                a validated metric is out of its bounds
+    ├── StoreError               the store or the workspace cannot be read or written, or an object is damaged
+    └── RecordError              dvc.yaml, dvc.lock or the MLflow run could not be written
+
+A message says what was found, where, and what was expected; `hint` says the nearest valid choice and the next step.
+No traceback is shown for any of them.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import ClassVar
+
+
+class TapeoutError(Exception):
+    """Root of Tapeout's errors. `message`: what, where, expected. `hint`: the nearest choice and the next step."""
+
+    exit_status: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n  {self.hint}" if self.hint else self.message
+
+
+class ConfigError(TapeoutError):
+    """The configuration is wrong: an unknown key, group, device or value. Nothing ran."""
+
+    exit_status: ClassVar[int] = 2
+
+
+class PlanError(ConfigError):
+    """The pipeline's graph is wrong: a cycle, an unknown need, a stage function that does not exist."""
+
+
+class StageError(TapeoutError):
+    """A stage could not do its work with the inputs that it was given."""
+
+
+class CheckpointError(StageError):
+    """A model file is missing, truncated, of the wrong kind, or its tensors are not what the configuration says."""
+
+
+class LoweringError(StageError):
+    """An operator or a weight format has no form in the runtime that was asked for."""
+
+
+class WorkerError(StageError):
+    """The process that ran a stage was killed from outside (a signal, or no memory left)."""
+
+
+class GateError(TapeoutError):
+    """A validated metric is outside the bounds that the configuration sets for it."""
+
+
+class StoreError(TapeoutError):
+    """The store or the workspace cannot be read or written, or what lies there is damaged."""
+
+
+class RecordError(TapeoutError):
+    """What was built could not be recorded in DVC's files or in MLflow."""
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """Return "did you mean 'x'?" for the choice closest to `word`, or "" where none is close."""
+    found = difflib.get_close_matches(str(word), [str(choice) for choice in choices], n=1, cutoff=0.5)
+    return f"did you mean '{found[0]}'?" if found else ""

@@ -1,0 +1,66 @@
+"""What a running stage is given beside its inputs: where to write, and how to tell how far it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Progress:
+    """`done` of `total` units are done (total 0: not known)."""
+
+    done: float
+    total: float
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Log:
+    """One line for the node's log file."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number measured on the way. It varies from run to run, so it is recorded beside the artifact, not in it."""
+
+    name: str
+    value: float
+    step: int | None = None
+
+
+Event = Progress | Log | Metric
+
+
+def discard(event: Event) -> None:
+    """Drop `event`: the sink of a workspace that nobody watches, as in a test."""
+
+
+@dataclass
+class Workspace:
+    """Handed to a stage as `work`.
+
+    out       an empty folder; what the stage leaves there is the artifact
+    scratch   a folder that outlives a kill of the process, keyed like the node: a stage that can resume keeps its state there;
+              removed once the stage has succeeded
+    send      where events go
+    """
+
+    out: Path
+    scratch: Path
+    send: Callable[[Event], None] = discard
+
+    def progress(self, done: float, total: float, text: str = "") -> None:
+        """Say that `done` of `total` units are done."""
+        self.send(Progress(done, total, text))
+
+    def log(self, text: str) -> None:
+        """Add a line to the node's log."""
+        self.send(Log(text))
+
+    def metric(self, name: str, value: float, step: int | None = None) -> None:
+        """Record a measurement (a loss, a time) for MLflow and the build's summary; it is no part of the artifact."""
+        self.send(Metric(name, float(value), step))
