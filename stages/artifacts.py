@@ -1,0 +1,158 @@
+"""What flows between the stages: immutable folders, each with a type. Stages speak to each other only through these.
+
+An artifact is made from its folder alone (`Checkpoint(path)`), which costs nothing; contents are read when asked for.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from tokenizers import Tokenizer
+
+    from stages.models.vlm import ModelConfig, VisionLanguageModel
+    from stages.quantizers.store import QuantizedStore
+
+
+class Artifact:
+    """A folder. Two artifacts of a type are equal when their files are."""
+
+    def __init__(self, path: Path):
+        self.path = Path(path)
+
+    def read_json(self, name: str) -> Any:
+        return json.loads((self.path / name).read_text(encoding="utf-8"))
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write value with sorted keys and a fixed layout, so that equal values are equal bytes."""
+        text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        (self.path / name).write_text(text + "\n", encoding="utf-8")
+
+
+class Checkpoint(Artifact):
+    """A model as trained: model.safetensors (mapped, never copied whole), config.json, tokenizer.json, preprocessing.json.
+
+    Tensors are named vision.*, projector.*, text.*; the tower is reparameterised; floats are float16 or float32.
+    preprocessing.json: {"image_size", "mean" [3], "std" [3], "aspect": "pad"|"crop"|"stretch", "prompt_template" (with
+    {image} and {question}), "image_token", "end_token", "max_new_tokens"}.
+    """
+
+    @property
+    def weights(self) -> Path:
+        return self.path / "model.safetensors"
+
+    def config(self) -> "ModelConfig":
+        from stages.models.vlm import ModelConfig
+
+        return ModelConfig.from_dict(self.read_json("config.json"))
+
+    def preprocessing(self) -> dict[str, Any]:
+        return dict(self.read_json("preprocessing.json"))
+
+    def tokenizer(self) -> "Tokenizer":
+        from tokenizers import Tokenizer
+
+        return Tokenizer.from_file(str(self.path / "tokenizer.json"))
+
+    @contextmanager
+    def tensors(self) -> Iterator[Mapping[str, "torch.Tensor"]]:
+        """The tensors by name, read from the mapped file one at a time, as they are stored."""
+        from safetensors import safe_open
+
+        with safe_open(self.weights, framework="pt") as file:  # type: ignore[no-untyped-call]
+            yield _LazyTensors(file)
+
+    def model(self) -> "VisionLanguageModel":
+        """The whole model in float32, in evaluation mode. For models that fit in memory."""
+        import torch
+
+        from stages.models.vlm import VisionLanguageModel
+
+        with torch.device("meta"):
+            model = VisionLanguageModel(self.config())
+        with self.tensors() as tensors:
+            state = {name: tensors[name].to(torch.float32) for name in tensors}
+        model.load_state_dict(state, assign=True)
+        return model.eval()
+
+
+class _LazyTensors(Mapping[str, Any]):
+    def __init__(self, file: Any):
+        self._file, self._names = file, list(file.keys())
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._file.get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+class Calibration(Artifact):
+    """What a seeded calibration set shows of each layer.
+
+    statistics.safetensors: `<weight name>.second_moment` (in, in) float32, mean of x x^T over tokens;
+    `<weight name>.fisher` (the weight's shape) float32, mean squared gradient; `<weight name>.range` (2,) float32,
+    least and greatest input. sensitivity.json: {weight name: scalar}.
+    """
+
+    @property
+    def statistics(self) -> Path:
+        return self.path / "statistics.safetensors"
+
+
+class QuantizedModel(Artifact):
+    """The model as it will be shipped, before any runtime: weights.safetensors and formats.json (see quantizers/store.py),
+    with the checkpoint's config.json, tokenizer.json and preprocessing.json beside them."""
+
+    def store(self) -> "QuantizedStore":
+        from stages.quantizers.store import QuantizedStore
+
+        return QuantizedStore.open(self.path)
+
+    def config(self) -> "ModelConfig":
+        from stages.models.vlm import ModelConfig
+
+        return ModelConfig.from_dict(self.read_json("config.json"))
+
+    def model(self) -> "VisionLanguageModel":
+        """The dequantized model in float32: what every runtime is compared with."""
+        import torch
+
+        from stages.models.vlm import VisionLanguageModel
+
+        store = self.store()
+        with torch.device("meta"):
+            model = VisionLanguageModel(self.config())
+        state = {name: torch.from_numpy(store.dense(name)) for name in store.names()}
+        model.load_state_dict(state, assign=True)
+        return model.eval()
+
+
+class DeviceModel(Artifact):
+    """The model in its runtime's format: encoder and decoder as .mlpackage or .onnx, and model.json (runtime, files,
+    shapes, functions, states), with the checkpoint's tokenizer.json and preprocessing.json."""
+
+    def description(self) -> dict[str, Any]:
+        return dict(self.read_json("model.json"))
+
+
+class Validation(Artifact):
+    """metrics.json (scores, retention, parity, sizes, gates) and answers.jsonl (one line a question)."""
+
+    def metrics(self) -> dict[str, Any]:
+        return dict(self.read_json("metrics.json"))
+
+
+class Bundle(Artifact):
+    """manifest.json and all that a device needs."""
+
+    def manifest(self) -> dict[str, Any]:
+        return dict(self.read_json("manifest.json"))

@@ -1,0 +1,1 @@
+"""From the captured graph to each runtime: one table of operators a target."""
