@@ -1,0 +1,141 @@
+"""The types of every group in conf/. conf/ holds the values; nothing here has a default.
+
+Read in the command line's start-up: only dataclasses and enum may be imported here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+
+class Method(Enum):
+    """How codes are chosen: round to nearest, GPTQ (arXiv:2210.17323), or a palette by weighted k-means."""
+
+    rtn = "rtn"
+    gptq = "gptq"
+    kmeans = "kmeans"
+
+
+class Format(Enum):
+    """How codes become weights: scale * (code - zero point), or a lookup in a palette."""
+
+    affine = "affine"
+    palette = "palette"
+
+
+class Runtime(Enum):
+    """What executes a bundle."""
+
+    coreml = "coreml"
+    onnxruntime = "onnxruntime"
+
+
+@dataclass
+class ModelConfig:
+    """path: the checkpoint's folder, relative to the project or absolute."""
+
+    path: str
+
+
+@dataclass
+class CalibrateConfig:
+    """samples: images with their questions, drawn by `seed`."""
+
+    samples: int
+    seed: int
+    batch: int
+
+
+@dataclass
+class QuantizeConfig:
+    """bits, format and group size of the language model's weights, and what departs from them.
+
+    group_size: affine: weights along the input axis that share a scale; palette: rows that share a palette (0: all).
+    embeddings: bits of the token embedding (0: float16). convolutions: bits of the tower's 1x1 convolutions and linears (0: float16).
+    """
+
+    method: Method
+    format: Format
+    bits: int
+    group_size: int
+    symmetric: bool
+    embeddings: int
+    convolutions: int
+
+
+@dataclass
+class DeviceProfile:
+    """A device as the stages see it. memory_gib is what the device has; weight_formats is what its runtime can hold.
+
+    compute_units (Core ML) and execution_providers (ONNX Runtime) are in order of preference.
+    overrides: {group: {key: value}}, this device's departures from the other groups.
+    """
+
+    name: str
+    title: str
+    runtime: Runtime
+    chip: str
+    compute_units: list[str]
+    execution_providers: list[str]
+    minimum_os: str
+    memory_gib: float
+    weight_formats: list[str]
+    context: int
+    prefill_chunk: int
+    overrides: dict[str, Any]
+
+
+@dataclass
+class Gate:
+    """A bound on a metric: min or max, the other null. task: null means each task for itself."""
+
+    metric: str
+    task: str | None
+    min: float | None
+    max: float | None
+
+
+@dataclass
+class ValidateConfig:
+    """samples: questions a task, drawn by `seed`. resamples: bootstrap resamples; confidence: of the interval."""
+
+    samples: int
+    seed: int
+    resamples: int
+    confidence: float
+    gates: list[Gate]
+
+
+@dataclass
+class PackageConfig:
+    """name and version of the bundle, as the manifest gives them."""
+
+    name: str
+    version: str
+
+
+@dataclass
+class TrainConfig:
+    """The reference model's training. learning_rate is the peak; warmup in steps; checkpoint_every in steps."""
+
+    steps: int
+    batch: int
+    learning_rate: float
+    weight_decay: float
+    warmup: int
+    seed: int
+    image_size: int
+    checkpoint_every: int
+
+
+SCHEMAS: dict[str, type] = {
+    "model": ModelConfig,
+    "calibrate": CalibrateConfig,
+    "quantize": QuantizeConfig,
+    "device": DeviceProfile,
+    "validate": ValidateConfig,
+    "package": PackageConfig,
+    "train": TrainConfig,
+}
