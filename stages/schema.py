@@ -118,7 +118,8 @@ class PackageConfig:
 
 @dataclass
 class TrainConfig:
-    """The reference model's training. learning_rate is the peak; warmup in steps; checkpoint_every in steps."""
+    """The reference model's training. learning_rate is the peak; warmup, log_every and checkpoint_every are in steps;
+    threads: of torch, where there is no CUDA device."""
 
     steps: int
     batch: int
@@ -126,7 +127,8 @@ class TrainConfig:
     weight_decay: float
     warmup: int
     seed: int
-    image_size: int
+    threads: int
+    log_every: int
     checkpoint_every: int
 
 

@@ -1,0 +1,1 @@
+"""Images, prompts, tokenizer, preprocessing, and the procedural reference data."""

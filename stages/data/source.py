@@ -1,0 +1,84 @@
+"""Where questions come from: today the procedural reference data, by split."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stages.data.questions import ask
+from stages.data.scenes import draw_scene
+
+KINDS = {"ocr": "word", "ocr_unseen_fonts": "word", "digit": "digit"}
+VALIDATION_TASKS = (
+    "ocr",
+    "ocr_unseen_fonts",
+    "color",
+    "shape",
+    "count",
+    "existence",
+    "position",
+    "caption",
+    "digit",
+)
+
+
+@dataclass(frozen=True)
+class Example:
+    """image: (H, W, 3) uint8. image_id is equal for questions about the same image."""
+
+    image: NDArray[np.uint8]
+    question: str
+    answer: str
+    task: str
+    image_id: int
+
+
+class QuestionSource(Protocol):
+    """A set of questions, the same for the same arguments, on every machine."""
+
+    def examples(self, split: str, count: int, seed: int) -> list[Example]:
+        """`count` questions; split: "calibration" (drawn like the training data) or "test" (words, digits held out)."""
+        ...
+
+    def by_task(self, per_task: int, seed: int) -> list[Example]:
+        """`per_task` held-out questions of each task."""
+        ...
+
+
+def question_source() -> QuestionSource:
+    return _Procedural()
+
+
+class _Procedural:
+    def examples(self, split: str, count: int, seed: int) -> list[Example]:
+        examples: list[Example] = []
+        index = 0
+        while len(examples) < count:
+            rng = random.Random(f"{split}:{seed}:{index}")
+            scene = draw_scene(rng, held_out=split == "test")
+            for question in ask(rng, scene):
+                examples.append(Example(scene.pixels, question.text, question.answer, question.task, index))
+            index += 1
+        return examples[:count]
+
+    def by_task(self, per_task: int, seed: int) -> list[Example]:
+        return [example for task in VALIDATION_TASKS for example in _of_task(task, per_task, seed)]
+
+
+def _of_task(task: str, count: int, seed: int) -> Iterator[Example]:
+    """One question an image, of images that hold what the task asks about."""
+    index = found = 0
+    while found < count:
+        rng = random.Random(f"test:{task}:{seed}:{index}")
+        scene = draw_scene(
+            rng, held_out=True, unseen_fonts=task == "ocr_unseen_fonts", kind=KINDS.get(task, "shapes")
+        )
+        for question in ask(rng, scene):
+            if question.task == task.removesuffix("_unseen_fonts"):
+                identity = VALIDATION_TASKS.index(task) * 1_000_000 + index
+                yield Example(scene.pixels, question.text, question.answer, task, identity)
+                found += 1
+        index += 1

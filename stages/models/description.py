@@ -1,0 +1,191 @@
+"""The small files of a checkpoint: config.json, tokenizer.json, preprocessing.json, checked key by key."""
+
+import json
+import math
+import types
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from tokenizers import Tokenizer
+
+from pipelines.errors import CheckpointError, nearest
+from stages.models.fastvit import VisionConfig
+from stages.models.qwen2 import TextConfig
+from stages.models.vlm import ModelConfig
+
+ASPECTS = ("pad", "crop", "stretch")
+MIXERS = ("repmixer", "attention")
+_CONFIG_KEYS = ("architecture", "vision", "text", "image_token_id")
+_PREPROCESSING_TYPES: dict[str, Any] = {
+    "image_size": int,
+    "mean": tuple[float, float, float],
+    "std": tuple[float, float, float],
+    "aspect": str,
+    "prompt_template": str,
+    "image_token": str,
+    "end_token": str,
+    "max_new_tokens": int,
+}
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in the file path. Raises CheckpointError with the line where it is not one."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as cause:
+        raise CheckpointError(
+            f"{path} is not valid JSON: line {cause.lineno}, column {cause.colno}: {cause.msg}",
+            hint="Correct that line, or copy the file again.",
+        ) from cause
+    except (UnicodeDecodeError, RecursionError) as cause:
+        raise CheckpointError(f"{path} is not valid JSON: {cause}", hint="Copy the file again.") from cause
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds a JSON {type(value).__name__}; expected an object, {{...}}")
+    return value
+
+
+def check_config(values: dict[str, Any], path: Path) -> ModelConfig:
+    """The model's configuration. Raises CheckpointError for a missing, unknown, mistyped or impossible value."""
+    _check_keys(values, _CONFIG_KEYS, path, "")
+    if values["architecture"] != "fastvlm":
+        raise CheckpointError(f"{path}: architecture is {values['architecture']!r}; expected 'fastvlm'")
+    for section, kind in (("vision", VisionConfig), ("text", TextConfig)):
+        if not isinstance(values[section], dict):
+            raise CheckpointError(f"{path}: {section} is {values[section]!r}; expected an object, {{...}}")
+        _check_keys(values[section], [field.name for field in fields(kind)], path, section + ".")
+        for key, expected in get_type_hints(kind).items():
+            _check_type(values[section][key], expected, path, f"{section}.{key}")
+    _check_type(values["image_token_id"], int, path, "image_token_id")
+    for key, problem in _contradictions(values["vision"], values["text"], values["image_token_id"]):
+        raise CheckpointError(f"{path}: {key} {problem}", hint="Take the config.json that the model was trained with.")
+    return ModelConfig.from_dict(values)
+
+
+def check_preprocessing(values: dict[str, Any], config: ModelConfig, path: Path) -> None:
+    """Raises CheckpointError for a missing, unknown, mistyped or impossible value."""
+    _check_keys(values, list(_PREPROCESSING_TYPES), path, "")
+    for key, expected in _PREPROCESSING_TYPES.items():
+        _check_type(values[key], expected, path, key)
+    problems = {
+        "image_size": (
+            values["image_size"] != config.vision.image_size,
+            f"expected {config.vision.image_size}, config.json's vision.image_size",
+        ),
+        "std": (min(values["std"]) <= 0, "expected three numbers above 0"),
+        "aspect": (
+            values["aspect"] not in ASPECTS,
+            f"expected one of {', '.join(ASPECTS)}; {nearest(values['aspect'], ASPECTS)}",
+        ),
+        "prompt_template": (
+            any(values["prompt_template"].count(part) != 1 for part in ("{image}", "{question}")),
+            "expected {image} and {question} once each",
+        ),
+        "max_new_tokens": (values["max_new_tokens"] < 1, "expected 1 or more"),
+    }
+    for key, (wrong, expected) in problems.items():
+        if wrong:
+            raise CheckpointError(f"{path}: {key} is {values[key]!r}; {expected}", hint=f"Correct {key} in that file.")
+
+
+def check_tokenizer(path: Path, config: ModelConfig, preprocessing: dict[str, Any]) -> None:
+    """The tokenizer fits the embedding and knows the special tokens. Raises CheckpointError where not."""
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as cause:  # the library raises bare Exception for all that it cannot read
+        raise CheckpointError(
+            f"{path} is not a tokenizer that the tokenizers library reads: {cause}",
+            hint="Save it anew with tokenizer.save('tokenizer.json'); sentencepiece models need converting first.",
+        ) from cause
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    largest = max(vocabulary.values(), default=-1)
+    if largest >= config.text.vocab_size:
+        raise CheckpointError(
+            f"{path} has token ids up to {largest}; the embedding has {config.text.vocab_size} rows "
+            "(text.vocab_size in config.json)",
+            hint="Take the tokenizer that the model was trained with.",
+        )
+    for key in ("image_token", "end_token"):
+        if preprocessing[key] not in vocabulary:
+            special = sorted(str(token.content) for token in tokenizer.get_added_tokens_decoder().values())
+            raise CheckpointError(
+                f"{path} does not know the token {preprocessing[key]!r}, preprocessing.json's {key}",
+                hint=f"{nearest(preprocessing[key], vocabulary)} Its special tokens: {', '.join(special)}.".strip(),
+            )
+    found = vocabulary[preprocessing["image_token"]]
+    if found != config.image_token_id:
+        raise CheckpointError(
+            f"{path} gives {preprocessing['image_token']!r} the id {found}; "
+            f"config.json's image_token_id is {config.image_token_id}",
+            hint="Take both files from the same model, or correct image_token_id.",
+        )
+
+
+def _check_keys(values: dict[str, Any], expected: Any, path: Path, prefix: str) -> None:
+    for key in sorted(values.keys() - set(expected)):
+        close = nearest(key, set(expected) - values.keys()) or f"expected keys: {', '.join(expected)}."
+        raise CheckpointError(f"{path}: unknown key {prefix}{key}", hint=close)
+    missing = [prefix + key for key in expected if key not in values]
+    if missing:
+        raise CheckpointError(f"{path}: missing {', '.join(missing)}", hint="Copy these from the model's own source.")
+
+
+def _check_type(value: Any, expected: Any, path: Path, key: str) -> None:
+    if not _matches(value, expected):
+        raise CheckpointError(f"{path}: {key} is {value!r}; expected {_described(expected)}")
+
+
+def _matches(value: Any, expected: Any) -> bool:
+    if get_origin(expected) is tuple:
+        inner = get_args(expected)
+        if not isinstance(value, list):
+            return False
+        if inner[-1] is Ellipsis:
+            return all(_matches(item, inner[0]) for item in value)
+        return len(value) == len(inner) and all(_matches(item, kind) for item, kind in zip(value, inner, strict=True))
+    if expected is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    return type(value) is expected
+
+
+def _described(expected: Any) -> str:
+    if isinstance(expected, types.GenericAlias):
+        inner = get_args(expected)
+        count = "" if inner[-1] is Ellipsis else f"{len(inner)} x "
+        return f"a list of {count}{_described(inner[0]).removeprefix('a ').removeprefix('an ')}"
+    return {int: "an integer", float: "a finite number", str: "a string", bool: "true or false"}[expected]
+
+
+def _contradictions(vision: dict[str, Any], text: dict[str, Any], image_token_id: int) -> list[tuple[str, str]]:
+    """Values that no model can have: (key, what is wrong with it)."""
+    problems = []
+    for section, values in (("vision", vision), ("text", text)):
+        for key, value in values.items():
+            numbers = [value] if type(value) in (int, float) else value if key in ("depths", "widths") else []
+            if any(number <= 0 for number in numbers):
+                problems.append((f"{section}.{key}", f"is {value}; expected numbers above 0"))
+    if problems:
+        return problems
+    stages = len(vision["depths"])
+    for key in ("depths", "widths", "mixers", "strides"):
+        if len(vision[key]) != stages or not stages:
+            problems.append((f"vision.{key}", f"has {len(vision[key])} entries; vision.depths has {stages}"))
+    for mixer in sorted(set(vision["mixers"]) - set(MIXERS)):
+        problems.append(("vision.mixers", f"has {mixer!r}; expected {' or '.join(MIXERS)}. {nearest(mixer, MIXERS)}"))
+    for mixer, width in zip(vision["mixers"], vision["widths"], strict=False):
+        if mixer == "attention" and width % vision["head_dim"]:
+            problems.append(
+                ("vision.widths", f"has {width}, which vision.head_dim ({vision['head_dim']}) cannot divide")
+            )
+    if any(stride < 1 for pair in vision["strides"] for stride in pair):
+        problems.append(("vision.strides", f"is {vision['strides']}; expected numbers above 0"))
+    heads, pairs = text["num_attention_heads"], text["num_key_value_heads"]
+    if text["hidden_size"] % (2 * heads):
+        problems.append(("text.hidden_size", f"is {text['hidden_size']}; expected a multiple of 2 x {heads} heads"))
+    if heads % pairs:
+        problems.append(
+            ("text.num_attention_heads", f"is {heads}; expected a multiple of num_key_value_heads, {pairs}")
+        )
+    if not 0 <= image_token_id < text["vocab_size"]:
+        problems.append(("image_token_id", f"is {image_token_id}; expected less than vocab_size, {text['vocab_size']}"))
+    return problems
