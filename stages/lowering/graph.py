@@ -35,7 +35,7 @@ _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in [^\n]*\n\s*
 
 @dataclass(frozen=True)
 class Weight:
-    """A parameter of the model, by its name in the checkpoint. Its numbers are asked of the weight source when emitted."""
+    """A parameter of the model, by its name in the checkpoint; its numbers are asked of the weight source."""
 
     name: str
     shape: tuple[int, ...]

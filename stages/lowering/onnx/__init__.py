@@ -1,0 +1,85 @@
+"""ONNX Runtime: encoder.onnx and decoder.onnx with external data, from the captured graphs and the quantized store."""
+
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from stages.lowering.capture import capture_decoder, capture_encoder
+from stages.lowering.graph import emit, user_inputs
+from stages.lowering.onnx import attention, operators  # noqa: F401  their emitters register on import
+from stages.lowering.onnx.builder import GraphBuilder
+from stages.lowering.onnx.weights import supported_formats
+from stages.models.vlm import ModelConfig
+from stages.quantizers.store import QuantizedStore
+
+__all__ = ["lower_onnx", "supported_formats"]
+
+TOKENS, PAST, ROWS = "tokens", "past", "rows"  # names of the sizes that vary
+_DTYPES = {ir.DataType.FLOAT: "float32", ir.DataType.INT64: "int64"}
+
+
+def lower_onnx(
+    config: ModelConfig, store: QuantizedStore, out: Path, *, context: int, accuracy_level: int
+) -> dict[str, Any]:
+    """Write encoder.onnx and decoder.onnx with their .data into out; returns the description for model.json.
+
+    encoder  image (1, 3, S, S) float32 -> features (1, T, hidden) float32
+    decoder  input_ids (1, N) int64, image_features (1, N, hidden) float32, position (1,) int64, past_key_values.I.key
+             and .value (1, KV, P, head_dim) float32 -> logits (1, N, vocabulary) float32, present.I.key and .value.
+             N is any number. P is `context` (give the same buffer as past and present), or the rows before position.
+
+    accuracy_level: 0 or 1 computes with float32 inputs, 4 rounds the inputs of quantized products to int8, block by
+    block (faster; int8 weights need it to be of use). context: rows of the rotary tables, the most that can be generated.
+    Raises LoweringError for an operator or a weight format that ONNX Runtime cannot hold.
+    """
+    settings = {"accuracy_level": accuracy_level, "context": context}
+    return {
+        "runtime": "onnxruntime",
+        "files": {"encoder": "encoder.onnx", "decoder": "decoder.onnx"},
+        "functions": {
+            "encoder": _lower_encoder(config, GraphBuilder(out / "encoder.onnx", store, **settings)),
+            "decoder": _lower_decoder(config, GraphBuilder(out / "decoder.onnx", store, **settings)),
+        },
+    }
+
+
+def _lower_encoder(config: ModelConfig, graph: GraphBuilder) -> dict[str, Any]:
+    size, vision = config.vision.image_size, config.vision
+    program = capture_encoder(config)
+    image = graph.input("image", ir.DataType.FLOAT, (1, 3, size, size))
+    (features,) = emit(program, "onnx", graph, {"image": image})
+    return _save(graph, "encoder", [image], {"features": (features, (1, vision.tokens, config.text.hidden_size))})
+
+
+def _lower_decoder(config: ModelConfig, graph: GraphBuilder) -> dict[str, Any]:
+    text = config.text
+    program = capture_decoder(config, None, graph.context)
+    names = list(user_inputs(program))
+    past, present = ((1, text.num_key_value_heads, rows, text.head_dim) for rows in (PAST, ROWS))
+    inputs = [
+        graph.input("input_ids", ir.DataType.INT64, (1, TOKENS)),
+        graph.input("image_features", ir.DataType.FLOAT, (1, TOKENS, text.hidden_size)),
+        graph.input("position", ir.DataType.INT64, (1,)),
+        *(
+            graph.input(f"past_key_values.{layer}.{part}", ir.DataType.FLOAT, past)
+            for layer in range(text.num_hidden_layers)
+            for part in ("key", "value")
+        ),
+    ]
+    logits, *caches = emit(program, "onnx", graph, dict(zip(names, inputs, strict=True)))
+    labels = (value.name.replace("past_key_values", "present") for value in inputs[3:] if value.name)
+    outputs = {label: (cache, present) for label, cache in zip(labels, caches, strict=True)}
+    return _save(graph, "decoder", inputs, {"logits": (logits, (1, TOKENS, text.vocab_size)), **outputs})
+
+
+def _save(graph: GraphBuilder, name: str, inputs: list[ir.Value], outputs: dict[str, Any]) -> dict[str, Any]:
+    attention.fuse_residuals(graph)
+    graph.save(name, inputs, outputs)
+    described = [*inputs, *(value for value, _ in outputs.values())]
+    entries = {
+        str(value.name): {"shape": list(value.shape or ()), "dtype": _DTYPES[value.dtype]}  # type: ignore[index]
+        for value in described
+    }
+    count = len(inputs)
+    return {"inputs": dict(list(entries.items())[:count]), "outputs": dict(list(entries.items())[count:]), "states": {}}

@@ -1,0 +1,143 @@
+"""An ONNX graph under construction: operators, constants, and weights in external data, written as they are asked for."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from stages.lowering.graph import Weight
+from stages.quantizers.store import QuantizedStore
+
+OPSET, IR_VERSION = 21, 10
+MICROSOFT = "com.microsoft"
+_PAGE, _LINE = 4096, 64  # alignment of tensors of a MiB and more (mapped by the runtime), and of smaller ones
+
+
+class GraphBuilder:
+    """What an emitter is given as `context`.
+
+    Values are onnx_ir.Value with their dtype set. Weights go to `<path>.data` at once and only their place stays in
+    memory; no path is written but that file's name. accuracy_level: how MatMulNBits may round its input (see operators).
+    """
+
+    def __init__(self, path: Path, store: QuantizedStore, *, accuracy_level: int, context: int):
+        self.path, self.store = Path(path), store
+        self.accuracy_level, self.context = accuracy_level, context
+        self.shared: dict[Any, Any] = {}  # what emitters remember of each other's values
+        self.residuals: list[ir.Value] = []  # norms of a sum, to be fused with it
+        self._nodes: list[ir.Node] = []
+        self._initializers: dict[str, ir.Value] = {}
+        self._data = open(self.path.with_name(self.path.name + ".data"), "wb")
+
+    def input(self, name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> ir.Value:
+        return ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
+
+    def op(
+        self,
+        operator: str,
+        *inputs: ir.Value | Weight | None,
+        domain: str = "",
+        outputs: int = 1,
+        dtype: ir.DataType | None = None,
+        **attributes: Any,
+    ) -> Any:
+        """Append a node and return its output, or a list of them. dtype: of the outputs, where it is not the first input's."""
+        values = [self.tensor(value) if isinstance(value, Weight) else value for value in inputs]
+        node = ir.node(operator, values, attributes, domain=domain, num_outputs=outputs)
+        for index, output in enumerate(node.outputs):
+            output.name = f"{operator}_{len(self._nodes)}" + (f"_{index}" if index else "")
+            output.type = ir.TensorType(dtype or values[0].dtype)  # type: ignore[union-attr, arg-type]
+        self._nodes.append(node)
+        return node.outputs[0] if outputs == 1 else list(node.outputs)
+
+    def constant(self, array: Any, dtype: type[np.generic] | None = None) -> ir.Value:
+        """A small constant, kept in the graph itself; equal ones are one."""
+        array = np.asarray(array, dtype)
+        key = f"constant_{array.dtype}_{'x'.join(map(str, array.shape))}_{array.tobytes().hex()}"
+        if key not in self.shared:
+            name = f"constant_{sum(isinstance(other, str) for other in self.shared)}"
+            self.shared[key] = self._initializer(name, ir.tensor(array, name=name))
+        return self.shared[key]
+
+    def operand(self, value: Any, like: ir.Value) -> ir.Value:
+        """A tensor as it is; a weight as float32; a Python number as a constant of the dtype of `like`."""
+        if isinstance(value, ir.Value):
+            return value
+        if isinstance(value, Weight):
+            return self.tensor(value)
+        assert like.dtype is not None
+        return self.constant(value, like.dtype.numpy().type)
+
+    def tensor(self, weight: Weight) -> ir.Value:
+        """All of a weight as float32 in its own shape. The runtime computes it once, when it loads the model."""
+        from stages.lowering.onnx.weights import dense
+
+        return dense(self, weight)
+
+    def stored(self, name: str, array: NDArray[Any], dtype: ir.DataType, shape: Sequence[int]) -> ir.Value:
+        """An initializer over these bytes (packed already where dtype has under 8 bits), appended to the external data."""
+        place = self.append(array)
+        return self.placed(name, place, dtype, shape)
+
+    def append(self, array: NDArray[Any]) -> tuple[int, int]:
+        """Append bytes to the external data; returns offset and length."""
+        array = np.ascontiguousarray(array)
+        alignment = _PAGE if array.nbytes >= 1 << 20 else _LINE
+        self._data.write(b"\0" * (-self._data.tell() % alignment))
+        offset = self._data.tell()
+        self._data.write(array.data)
+        return offset, array.nbytes
+
+    def placed(self, name: str, place: tuple[int, int], dtype: ir.DataType, shape: Sequence[int]) -> ir.Value:
+        """An initializer over bytes that were appended before; several may share them in different shapes."""
+        offset, length = place
+        location = self.path.name + ".data"
+        tensor = ir.ExternalTensor(location, offset, length, dtype, shape=ir.Shape(shape), name=name, base_dir="")
+        return self._initializer(name, tensor)
+
+    def replace(self, old: ir.Node, new: ir.Node) -> None:
+        """Put new where old stands. The caller moves the uses of its outputs."""
+        self._nodes[self._nodes.index(old)] = new
+
+    def save(
+        self, name: str, inputs: Sequence[ir.Value], outputs: dict[str, tuple[ir.Value, Sequence[int | str]]]
+    ) -> None:
+        """Write the model. outputs: name -> value and shape. Nodes and initializers that no output needs are left out."""
+        self._data.close()
+        results = []
+        for label, (value, shape) in outputs.items():
+            if value.name in outputs or value in inputs:
+                value = self.op("Identity", value)
+            value.name, value.shape = label, ir.Shape(shape)
+            results.append(value)
+        nodes = self._live(results)
+        used = {id(value) for node in nodes for value in node.inputs if value is not None}
+        initializers = [value for value in self._initializers.values() if id(value) in used]
+        graph = ir.Graph(
+            list(inputs),
+            results,
+            nodes=nodes,
+            initializers=initializers,
+            opset_imports={"": OPSET, MICROSOFT: 1},
+            name=name,
+        )
+        for index, node in enumerate(graph):
+            node.name = f"{node.op_type}_{index}"
+        model = ir.Model(graph, ir_version=IR_VERSION, producer_name="tapeout", producer_version="1")
+        self.path.write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
+
+    def _live(self, results: list[ir.Value]) -> list[ir.Node]:
+        needed, kept = {id(value) for value in results}, []
+        for node in reversed(self._nodes):
+            if any(id(output) in needed for output in node.outputs):
+                needed.update(id(value) for value in node.inputs if value is not None)
+                kept.append(node)
+        return kept[::-1]
+
+    def _initializer(self, name: str, tensor: Any) -> ir.Value:
+        value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+        self._initializers[name] = value
+        return value

@@ -1,0 +1,203 @@
+"""How a stored weight looks in an ONNX graph: exactly the store's bits, in the encoding that the runtime reads fastest.
+
+    float                 a float16 (or float32) initializer and a Cast, which the runtime folds when it loads the model
+    affine in a linear    com.microsoft MatMulNBits
+    affine as a table     com.microsoft GatherBlockQuantized
+    affine elsewhere      codes, minus zero points, times scales, folded when the model is loaded
+    palette               none: LoweringError
+
+A scale holds for `group_size` columns; MatMulNBits wants blocks of a power of two, at least 16. Where a group is larger,
+its scale is repeated when the model is loaded, so that the file holds it once.
+"""
+
+import math
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from pipelines.errors import LoweringError
+from stages.lowering.graph import Weight
+from stages.lowering.onnx.builder import MICROSOFT, GraphBuilder
+from stages.quantizers.packing import pack_bits
+from stages.quantizers.store import TensorFormat
+
+SUPPORTED_BITS = (2, 4, 8)
+_LARGEST_BLOCK, _SMALLEST_BLOCK = 128, 16
+
+
+def dense(graph: GraphBuilder, weight: Weight) -> ir.Value:
+    """The weight as float32 in its own shape."""
+    key = ("dense", weight.name)
+    if key not in graph.shared:
+        form = _format(graph, weight.name)
+        if form.format == "float":
+            graph.shared[key] = _cast(graph, _float(graph, weight.name))
+        else:
+            graph.shared[key] = _dequantized(graph, weight.name, form)
+    return graph.shared[key]
+
+
+def linear(graph: GraphBuilder, x: ir.Value, weight: Weight, bias: ir.Value | None) -> ir.Value:
+    """x (..., in) times the weight (out, in) transposed, plus bias (out,)."""
+    form = _format(graph, weight.name)
+    if form.format == "float":
+        transposed = graph.op("Transpose", dense(graph, weight), perm=[1, 0])
+        product = graph.op("MatMul", x, transposed)
+        return product if bias is None else graph.op("Add", product, bias)
+    blocks = _blocks(graph, weight.name, form)
+    return graph.op(
+        "MatMulNBits",
+        x,
+        blocks.codes((form.rows, blocks.count, blocks.size * form.bits // 8)),
+        blocks.scales,
+        blocks.zero_points,
+        *([None, bias] if bias is not None else []),
+        domain=MICROSOFT,
+        K=form.columns,
+        N=form.rows,
+        bits=form.bits,
+        block_size=blocks.size,
+        accuracy_level=graph.accuracy_level,
+    )
+
+
+def embedding(graph: GraphBuilder, indices: ir.Value, weight: Weight) -> ir.Value:
+    """Rows of the weight (vocabulary, width) as float32 (..., width)."""
+    form = _format(graph, weight.name)
+    if form.format == "float":
+        rows = graph.op("Gather", _float(graph, weight.name), indices, axis=0)
+        return _cast(graph, rows)
+    blocks = _blocks(graph, weight.name, form)
+    rows = graph.op(
+        "GatherBlockQuantized",
+        blocks.codes((form.rows, blocks.count * blocks.size * form.bits // 8)),
+        indices,
+        blocks.scales,
+        blocks.zero_points,
+        domain=MICROSOFT,
+        dtype=ir.DataType.FLOAT,
+        bits=form.bits,
+        block_size=blocks.size,
+        gather_axis=0,
+        quantize_axis=1,
+    )
+    if blocks.count * blocks.size == form.columns:
+        return rows
+    return graph.op("Slice", rows, *(graph.constant([number], np.int64) for number in (0, form.columns, -1)))
+
+
+def supported_formats() -> tuple[str, ...]:
+    """What a weight may be in ONNX Runtime, in the words of a device profile's weight_formats."""
+    return ("float32", "float16", *(f"affine{bits}" for bits in reversed(SUPPORTED_BITS)))
+
+
+def block_size(columns: int, group_size: int) -> int | None:
+    """The block of MatMulNBits for a group: a power of two, 16 to 128, that divides it. A whole row may be padded instead.
+
+    None where there is none (groups of 8, of 24, ...).
+    """
+    block = min(group_size & -group_size, _LARGEST_BLOCK)
+    if block >= _SMALLEST_BLOCK:
+        return block
+    if group_size == columns:
+        return _SMALLEST_BLOCK if 0 < columns % (2 * _SMALLEST_BLOCK) <= _SMALLEST_BLOCK else 2 * _SMALLEST_BLOCK
+    return None
+
+
+class _Blocks:
+    """An affine weight in the blocks of MatMulNBits and GatherBlockQuantized; both read the same bytes."""
+
+    def __init__(self, graph: GraphBuilder, name: str, form: TensorFormat, size: int):
+        self.graph, self.name, self.form, self.size = graph, name, form, size
+        self.count = math.ceil(form.columns / size)
+        self.place = graph.append(pack_bits(self._padded(graph.store.codes(name)), form.bits))
+        self.scales = self._repeated_scales()
+        self.zero_points = None if form.symmetric else self._zero_points()
+        self.views: dict[tuple[int, ...], ir.Value] = {}
+
+    def codes(self, shape: tuple[int, ...]) -> ir.Value:
+        if shape not in self.views:
+            name = f"{self.name}.codes" + (f".{len(self.views)}" if self.views else "")
+            self.views[shape] = self.graph.placed(name, self.place, ir.DataType.UINT8, shape)
+        return self.views[shape]
+
+    def _padded(self, codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        missing = self.count * self.size - self.form.columns
+        return np.pad(codes, ((0, 0), (0, missing))) if missing else codes
+
+    def _repeated_scales(self) -> ir.Value:
+        rows, groups, repeats = self.form.rows, self.form.groups, self.count // self.form.groups
+        scales = self.graph.store.scales(self.name)
+        value = _cast(self.graph, self.graph.stored(f"{self.name}.scales", scales, ir.DataType.FLOAT16, scales.shape))
+        if repeats == 1:
+            return value
+        value = self.graph.op("Unsqueeze", value, self.graph.constant([2], np.int64))
+        value = self.graph.op("Expand", value, self.graph.constant([rows, groups, repeats], np.int64))
+        return self.graph.op("Reshape", value, self.graph.constant([rows, self.count], np.int64))
+
+    def _zero_points(self) -> ir.Value:
+        """Packed row by row; each row starts a byte."""
+        points = self.graph.store.zero_points(self.name).repeat(self.count // self.form.groups, axis=1)
+        a_byte = 8 // self.form.bits
+        points = np.pad(points, ((0, 0), (0, -self.count % a_byte)))
+        packed = pack_bits(points, self.form.bits).reshape(self.form.rows, -1)
+        return self.graph.stored(f"{self.name}.zero_points", packed, ir.DataType.UINT8, packed.shape)
+
+
+def _format(graph: GraphBuilder, name: str) -> TensorFormat:
+    """The weight's format, checked. Raises LoweringError for one that ONNX Runtime cannot hold."""
+    form = graph.store.format(name)
+    if form.format == "float" or (form.format == "affine" and form.bits in SUPPORTED_BITS):
+        return form
+    what = f"a palette of {form.bits} bits" if form.format == "palette" else f"{form.format}, {form.bits} bits"
+    raise LoweringError(
+        f"weight '{name}' is {what}, which ONNX Runtime cannot hold",
+        hint=f"It holds {', '.join(supported_formats())}. Choose quantize.format=affine and one of these bits.",
+    )
+
+
+def _blocks(graph: GraphBuilder, name: str, form: TensorFormat) -> _Blocks:
+    key = ("blocks", name)
+    if key not in graph.shared:
+        size = block_size(form.columns, form.group_size)
+        if size is None:
+            raise LoweringError(
+                f"weight '{name}' has groups of {form.group_size}, which ONNX Runtime cannot hold",
+                hint="Choose quantize.group_size as a multiple of 16 (32 is usual), or one group a row.",
+            )
+        graph.shared[key] = _Blocks(graph, name, form, size)
+    return graph.shared[key]
+
+
+def _float(graph: GraphBuilder, name: str) -> ir.Value:
+    key = ("float", name)
+    if key not in graph.shared:
+        array = graph.store.float(name)
+        dtype = ir.DataType.FLOAT16 if array.dtype == np.float16 else ir.DataType.FLOAT
+        graph.shared[key] = graph.stored(name, array, dtype, array.shape)
+    return graph.shared[key]
+
+
+def _cast(graph: GraphBuilder, value: ir.Value) -> ir.Value:
+    if value.dtype == ir.DataType.FLOAT:
+        return value
+    return graph.op("Cast", value, dtype=ir.DataType.FLOAT, to=ir.DataType.FLOAT.value)
+
+
+def _dequantized(graph: GraphBuilder, name: str, form: TensorFormat) -> ir.Value:
+    """(code - zero point) * scale by operators that the runtime folds at load; a DequantizeLinear would run every time."""
+    grouped = (form.rows, form.groups, form.group_size)
+    dtype = {2: ir.DataType.UINT2, 4: ir.DataType.UINT4, 8: ir.DataType.UINT8}[form.bits]
+    codes = pack_bits(graph.store.codes(name), form.bits)
+    points = graph.store.zero_points(name)[:, :, None].astype(np.float16)
+    scales = graph.store.scales(name)[:, :, None]
+    value = _cast(graph, graph.stored(f"{name}.dense.codes", codes, dtype, grouped))
+    if form.symmetric:
+        point = graph.constant(1 << (form.bits - 1), np.float32)
+    else:
+        packed = points.astype(np.uint8)
+        point = _cast(graph, graph.stored(f"{name}.dense.zero_points", packed, ir.DataType.UINT8, packed.shape))
+    scale = _cast(graph, graph.stored(f"{name}.dense.scales", scales, ir.DataType.FLOAT16, scales.shape))
+    value = graph.op("Mul", graph.op("Sub", value, point), scale)
+    return graph.op("Reshape", value, graph.constant(form.shape, np.int64))
