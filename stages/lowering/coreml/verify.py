@@ -1,0 +1,75 @@
+"""Holds a saved package against the store: formats, bits, bytes. A compiler that quietly skips weights is caught."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from coremltools.proto import MIL_pb2
+
+from pipelines.errors import LoweringError
+from stages.lowering.coreml.builder import FunctionBuilder
+from stages.lowering.coreml.weights import WeightBank, identifier
+
+SIZE_TOLERANCE = 0.10
+BLOB_OVERHEAD = 128  # a record's header and the padding to 64 bytes before it and before its data
+_BITS = {
+    **{getattr(MIL_pb2, f"{sign}INT{bits}"): bits for bits in (4, 8) for sign in ("", "U")},
+    **{getattr(MIL_pb2, f"UINT{bits}"): bits for bits in (1, 2, 3, 6)},
+}
+_CODES = {
+    "affine": ("constexpr_blockwise_shift_scale", "data"),
+    "palette": ("constexpr_lut_to_dense", "indices"),
+}
+
+
+def verify_package(path: Path, spec: Any, builders: list[FunctionBuilder], bank: WeightBank) -> None:
+    """Raises LoweringError where a quantized tensor is no constexpr of its bits, or the weights weigh 10 % more."""
+    for builder in builders:
+        function = spec.mlProgram.functions[builder.spec.name]
+        operations = {
+            output.name: operation
+            for operation in function.block_specializations[function.opset].operations
+            for output in operation.outputs
+        }
+        for name in builder.weights:
+            _verify_tensor(path, builder.spec.name, name, operations, bank)
+    _verify_size(path, builders, bank)
+
+
+def _verify_tensor(path: Path, function: str, name: str, operations: dict[str, Any], bank: WeightBank) -> None:
+    form = bank.store.format(name)
+    operation = operations.get(identifier(name))
+    found = "nothing" if operation is None else operation.type
+    if form.format == "float":
+        expected = "const"
+    else:
+        expected, codes = _CODES[form.format]
+        if found == expected:
+            data = operation.inputs[codes].arguments[0].value.type.tensorType  # type: ignore[union-attr]
+            count = math.prod(dimension.constant.size for dimension in data.dimensions)
+            found = f"{count} codes of {_BITS.get(data.dataType)} bits"
+            expected = f"{math.prod(form.shape)} codes of {form.bits} bits"
+    if found != expected:
+        raise LoweringError(
+            f"{path.name}, function '{function}': tensor '{name}' was saved as {found}, expected {expected}",
+            hint="This is a fault of the lowering, or of the version of coremltools; nothing was shipped.",
+        )
+
+
+def _verify_size(path: Path, builders: list[FunctionBuilder], bank: WeightBank) -> None:
+    names = {name for builder in builders for name in builder.weights}
+    promised = sum(
+        2 * math.prod(form.shape) if form.format == "float" else form.bytes for form in map(bank.store.format, names)
+    )
+    others = sum(array.nbytes for key, array in bank.shared.items() if not _is_part(key, names))
+    found = sum(file.stat().st_size for file in path.rglob("weight.bin"))
+    limit = (promised + others) * (1 + SIZE_TOLERANCE) + BLOB_OVERHEAD * (len(bank.shared) + 1)
+    if not promised * (1 - SIZE_TOLERANCE) <= found <= limit:
+        raise LoweringError(
+            f"{path.name}: the weights take {found} bytes; their formats say {promised}, and constants {others} more",
+            hint="A weight was stored densely or twice. This is a fault of the lowering; nothing was shipped.",
+        )
+
+
+def _is_part(key: str, names: set[str]) -> bool:
+    return key in names or key.rpartition(".")[0] in names
