@@ -94,8 +94,8 @@ def _hint_for_missing(path: Path, name: str) -> str:
     pickles = [file for file in found if file.endswith(_PICKLES)]
     if name == WEIGHTS and pickles:
         return (
-            f"{pickles[0]} may be a Python pickle, which can run any code, so it was not opened. If you trust it, convert it "
-            f"with safetensors.torch.save_file(torch.load('{pickles[0]}', weights_only=True), '{WEIGHTS}')."
+            f"{pickles[0]} may be a Python pickle, which can run any code, so it was not opened. If you trust it, "
+            f"convert it with safetensors.torch.save_file(torch.load('{pickles[0]}', weights_only=True), '{WEIGHTS}')."
         )
     if name == WEIGHTS and (shards := [file for file in found if file.endswith(".safetensors")]):
         return f"Found {_listed(shards)}: name a single file {WEIGHTS}, and join several into one."
@@ -158,7 +158,7 @@ def _check_values(path: Path, progress: Callable[[float, float, str], None]) -> 
     if bad:
         raise CheckpointError(
             f"{path} holds NaN or infinite values in {len(bad)} tensors: {_listed(bad)}",
-            hint="Training diverged, or a cast to float16 overflowed at 65,504: export it again from a sound checkpoint.",
+            hint="Training diverged, or a cast to float16 overflowed at 65,504: export a sound checkpoint again.",
         )
 
 

@@ -179,13 +179,11 @@ def _contradictions(vision: dict[str, Any], text: dict[str, Any], image_token_id
             )
     if any(stride < 1 for pair in vision["strides"] for stride in pair):
         problems.append(("vision.strides", f"is {vision['strides']}; expected numbers above 0"))
-    heads, pairs = text["num_attention_heads"], text["num_key_value_heads"]
+    heads, shared = text["num_attention_heads"], text["num_key_value_heads"]
     if text["hidden_size"] % (2 * heads):
         problems.append(("text.hidden_size", f"is {text['hidden_size']}; expected a multiple of 2 x {heads} heads"))
-    if heads % pairs:
-        problems.append(
-            ("text.num_attention_heads", f"is {heads}; expected a multiple of num_key_value_heads, {pairs}")
-        )
+    if heads % shared:
+        problems.append(("text.num_key_value_heads", f"is {shared}; expected a divisor of {heads} heads"))
     if not 0 <= image_token_id < text["vocab_size"]:
         problems.append(("image_token_id", f"is {image_token_id}; expected less than vocab_size, {text['vocab_size']}"))
     return problems
