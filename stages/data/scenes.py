@@ -93,7 +93,7 @@ class _Canvas:
             left, top, right, bottom = font.getbbox(word)
             width, height = right - left, bottom - top
             cosine, sine = math.cos(math.radians(angle)), math.sin(math.radians(angle))
-            if width * cosine + height * abs(sine) <= SIZE - 3:
+            if width * cosine + height * abs(sine) <= SIZE - 6:
                 break
             size -= 1
         mask = Image.new("L", (math.ceil(width) + 2, math.ceil(height) + 2), 0)
