@@ -70,6 +70,7 @@ class DeviceProfile:
     """A device as the stages see it. memory_gib is what the device has; weight_formats is what its runtime can hold.
 
     compute_units (Core ML) and execution_providers (ONNX Runtime) are in order of preference.
+    accuracy_level (ONNX Runtime): 4 rounds the inputs of quantized products to int8, 1 keeps them float32.
     overrides: {group: {key: value}}, this device's departures from the other groups.
     """
 
@@ -82,6 +83,7 @@ class DeviceProfile:
     minimum_os: str
     memory_gib: float
     weight_formats: list[str]
+    accuracy_level: int
     context: int
     prefill_chunk: int
     overrides: dict[str, Any]
@@ -98,13 +100,20 @@ class Gate:
 
 
 @dataclass
-class ValidateConfig:
-    """samples: questions a task, drawn by `seed`. resamples: bootstrap resamples; confidence: of the interval."""
+class QuestionsConfig:
+    """The held-out questions that every artifact answers: per_task of each task, drawn by `seed`."""
 
-    samples: int
+    per_task: int
     seed: int
+
+
+@dataclass
+class ValidateConfig:
+    """resamples and confidence of the paired bootstrap, drawn by `seed`, and what must hold."""
+
     resamples: int
     confidence: float
+    seed: int
     gates: list[Gate]
 
 
@@ -137,6 +146,7 @@ SCHEMAS: dict[str, type] = {
     "calibrate": CalibrateConfig,
     "quantize": QuantizeConfig,
     "device": DeviceProfile,
+    "questions": QuestionsConfig,
     "validate": ValidateConfig,
     "package": PackageConfig,
     "train": TrainConfig,

@@ -1,0 +1,1 @@
+"""How answers are scored, and how two sets of answers are compared."""

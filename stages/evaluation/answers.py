@@ -1,0 +1,50 @@
+"""answers.jsonl: one line a question, with what was answered and how it scored."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stages.data.image import preprocess
+from stages.data.prompt import PromptFormat
+from stages.data.source import Example
+from stages.models.vlm import ModelConfig
+
+
+@dataclass(frozen=True)
+class Answer:
+    """score: 0 to 1 (see scores). tokens: the ids of the answer, without the end token."""
+
+    task: str
+    question: str
+    expected: str
+    answer: str
+    score: float
+    tokens: list[int]
+
+
+def write_answers(path: Path, answers: Sequence[Answer]) -> None:
+    lines = [json.dumps(asdict(answer), ensure_ascii=False, sort_keys=True) for answer in answers]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def read_answers(path: Path) -> list[Answer]:
+    return [Answer(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def scores_by_task(answers: Sequence[Answer]) -> dict[str, NDArray[np.float64]]:
+    """The scores of each task's questions, in order; tasks in the order in which they are first met."""
+    tasks = dict.fromkeys(answer.task for answer in answers)
+    return {task: np.array([answer.score for answer in answers if answer.task == task]) for task in tasks}
+
+
+def prompt_format(folder: Path, config: ModelConfig) -> PromptFormat:
+    return PromptFormat.open(folder, config.image_token_id, config.vision.tokens)
+
+
+def preprocessed(examples: Sequence[Example], settings: dict[str, object]) -> NDArray[np.float32]:
+    """The images of all examples as the encoder takes them, (N, 3, S, S)."""
+    return np.concatenate([preprocess(example.image, settings) for example in examples])

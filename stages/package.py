@@ -1,0 +1,83 @@
+"""The bundle: all that a device needs in one folder, and a manifest that says what each file is."""
+
+import hashlib
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from pipelines.workspace import Workspace
+from stages.artifacts import Bundle, DeviceModel, QuantizedModel, Validation
+from stages.checks import weight_format
+from stages.schema import DeviceProfile, PackageConfig
+
+MANIFEST_VERSION = 1
+
+
+def package(
+    device_model: DeviceModel,
+    validation: Validation,
+    model: QuantizedModel,
+    config: PackageConfig,
+    device: DeviceProfile,
+    work: Workspace,
+) -> Bundle:
+    """The device model's files, and manifest.json: files with sizes and sha256, formats, device, metrics, how to
+    prepare an image and a prompt. It holds no time, no path and no name of who built it."""
+    shutil.copytree(device_model.path, work.out, dirs_exist_ok=True)
+    description = device_model.description()
+    bundle = Bundle(work.out)
+    bundle.write_json(
+        "manifest.json",
+        {
+            "manifest_version": MANIFEST_VERSION,
+            "name": config.name,
+            "version": config.version,
+            "device": {
+                "name": device.name,
+                "title": device.title,
+                "chip": device.chip,
+                "minimum_os": device.minimum_os,
+                "compute_units": device.compute_units,
+                "execution_providers": device.execution_providers,
+            },
+            "runtime": description["runtime"],
+            "model": description,
+            "tokenizer": "tokenizer.json",
+            "preprocessing": device_model.read_json("preprocessing.json"),
+            "weights": _summary_of_formats(model),
+            "validation": _validation(validation),
+            "files": _files(work.out),
+        },
+    )
+    return bundle
+
+
+def _files(folder: Path) -> list[dict[str, Any]]:
+    """Every file of the folder: path (with forward slashes), size in bytes, sha256."""
+    return [
+        {
+            "path": path.relative_to(folder).as_posix(),
+            "size": path.stat().st_size,
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        }
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    ]
+
+
+def _summary_of_formats(model: QuantizedModel) -> list[dict[str, Any]]:
+    """How many tensors there are of each format, and their bytes."""
+    tensors, sizes = Counter[str](), Counter[str]()
+    store = model.store()
+    for name in store.names():
+        tensor = store.format(name)
+        label = weight_format(tensor.format, tensor.bits)
+        tensors[label] += 1
+        sizes[label] += tensor.bytes
+    return [{"format": label, "tensors": tensors[label], "bytes": sizes[label]} for label in sorted(tensors)]
+
+
+def _validation(validation: Validation) -> dict[str, Any]:
+    metrics = validation.metrics()
+    return {key: metrics[key] for key in ("questions", "tasks", "parity", "gates")}
