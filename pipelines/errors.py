@@ -2,7 +2,7 @@
 
     TapeoutError                 root; exit status 1
     ├── ConfigError              the configuration is wrong; exit status 2, nothing ran
-    │   └── PlanError            the pipeline's graph is wrong (a cycle, an unknown stage, a stage that cannot be imported)
+    │   └── PlanError            the pipeline's graph is wrong (a circle, an unknown stage, no such function)
     ├── StageError               a stage could not do its work; its node fails, the other devices finish
     │   ├── CheckpointError      a model file is missing, truncated, of the wrong kind, or holds wrong tensors
     │   ├── LoweringError        an operator or a weight format that a runtime cannot hold

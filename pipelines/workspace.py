@@ -44,8 +44,8 @@ class Workspace:
     """Handed to a stage as `work`.
 
     out       an empty folder; what the stage leaves there is the artifact
-    scratch   a folder that outlives a kill of the process, keyed like the node: a stage that can resume keeps its state there;
-              removed once the stage has succeeded
+    scratch   a folder that outlives a kill of the process, keyed like the node: a stage that can resume keeps its state
+              there; removed once the stage has succeeded
     send      where events go
     """
 

@@ -1,0 +1,266 @@
+"""`tapeout build`, `plan` and `stage`: walks the plan, runs what is not known yet, keeps what comes out."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipelines import gates, publish, record
+from pipelines.checkout import Checkout, opened
+from pipelines.config import Config
+from pipelines.display import Display
+from pipelines.errors import ConfigError, GateError, StageError, nearest
+from pipelines.execute import Executor, Outcome, Schedule, Task
+from pipelines.explain import reason
+from pipelines.plan import Node, Plan
+from pipelines.project import Project
+from pipelines.summary import Summary
+
+
+def build(project: Project, config: Config, plan: Plan, display: Display, jobs: int | None = None) -> Summary:
+    """Build all of `plan`. A failure stops only what needs it. Raises ConfigError (nothing ran) and StoreError."""
+    started = time.monotonic()
+    with opened(project, lambda: display.note("another build has this project; waiting for it")) as checkout:
+        for node in plan.nodes.values():
+            checkout.keys.known(node)  # raises before anything runs
+        checkout.clear()
+        run = Run(project, config, plan, display, checkout, jobs)
+        try:
+            run.all()
+        finally:
+            run.close()
+        run.withdraw()
+        record.write(checkout, config, plan, run.summary)
+        run.summary.seconds = round(time.monotonic() - started, 3)
+        publish.finish(run.publisher, project, config, run.summary, display)
+        publish.keep(project, run.summary)
+    return run.summary
+
+
+def preview(project: Project, plan: Plan) -> Iterator[tuple[Node, str, str]]:
+    """Yield (node, "cached" or "run", why) for each node, as things are now. Nothing is run."""
+    checkout = Checkout(project)
+    known: dict[str, str] = {}
+    for node in plan.nodes.values():
+        checkout.keys.known(node)
+    for node in plan.nodes.values():
+        unknown = [need for need in node.inputs.values() if need not in known]
+        if unknown:
+            yield node, "run", f"needs {', '.join(dict.fromkeys(unknown))}"
+            continue
+        ingredients = checkout.keys.ingredients(node, {name: known[need] for name, need in node.inputs.items()})
+        found = checkout.find(node, ingredients)
+        if found is not None:
+            known[node.name] = found.tree.digest
+            yield node, "cached", ""
+        else:
+            yield node, "run", reason(checkout.last(node), ingredients) or "its result is not in the store"
+    checkout.digests.save()
+
+
+def run_stage(project: Project, config: Config, plan: Plan, name: str, display: Display) -> Summary:
+    """Run one node on the inputs in the workspace, whether or not its result is known. What dvc.yaml calls.
+
+    Raises StageError where an input is missing, GateError where one has failed its gates.
+    """
+    node = plan.node(name)
+    with opened(project, lambda: display.note("another build has this project; waiting for it")) as checkout:
+        run = Run(project, config, plan, display, checkout, 1)
+        for need in map(plan.node, node.inputs.values()):
+            shown = checkout.shown(need)
+            if shown is None:
+                raise StageError(
+                    f"{name} needs {need.name}, and {need.folder} is not there",
+                    hint=f"make it first: 'tapeout stage {need.name}', or all with 'tapeout build'",
+                )
+            run.digests[need.name] = shown.digest
+            if need.stage.gates:
+                for gate in gates.failed_gates(gates.read_metrics(project.root / need.folder, need)):
+                    raise GateError(f"{name} does not run: {need.name}: {gates.describe(gate)}")
+        try:
+            run.start(node)
+            while run.tasks:
+                run.hear()
+        finally:
+            run.close()
+    return run.summary
+
+
+@dataclass
+class Run:
+    """One walk over the plan. digests: {node: digest of its artifact} of what has ended well."""
+
+    project: Project
+    config: Config
+    plan: Plan
+    display: Display
+    checkout: Checkout
+    jobs: int | None
+    summary: Summary = field(default_factory=Summary)
+    digests: dict[str, str] = field(default_factory=dict)
+    tasks: dict[str, tuple[Node, dict[str, Any], Task, str]] = field(default_factory=dict)
+    publisher: publish.Publisher | None = None
+
+    def __post_init__(self) -> None:
+        self.schedule = Schedule(self.plan)
+        self._executor: Executor | None = None
+
+    @property
+    def executor(self) -> Executor:
+        """Made when the first node has to run."""
+        if self._executor is None:
+            self._executor = make_executor(self.project, self.config, self.jobs)
+        return self._executor
+
+    def all(self) -> None:
+        """Bring every node to its end."""
+        queue: deque[Node] = deque()
+        self.display.begin(len(self.plan.nodes))
+        while self.schedule.active():
+            queue.extend(self.schedule.ready())
+            if queue and (not self.tasks or self.executor.free()):
+                self.enter(queue.popleft())
+            elif self.tasks:
+                self.hear()
+
+    def enter(self, node: Node) -> None:
+        """Take a node's known result, or start it."""
+        ingredients = self.ingredients(node)
+        found = self.checkout.find(node, ingredients)
+        if found is None:
+            self.start(node)
+            return
+        self.checkout.settle(node, found)
+        self.digests[node.name] = found.tree.digest
+        self.display.ended(self.summary.add(node, self.plan.devices, "cached", found))
+        self.conclude(node)
+
+    def start(self, node: Node) -> None:
+        """Give a node to the executor."""
+        ingredients = self.ingredients(node)
+        why = reason(self.checkout.last(node), ingredients)
+        task = make_task(self.checkout, self.config, self.plan, node, ingredients)
+        if self.publisher is None:
+            self.publisher = publish.start(self.project, self.config)
+        self.tasks[node.name] = (node, ingredients, task, why)
+        self.executor.submit(task)
+        self.display.started(node, why)
+
+    def hear(self) -> None:
+        """Wait for the executor, and take in what it says."""
+        for message in self.executor.wait():
+            if isinstance(message, Outcome):
+                self.end(message)
+            else:
+                self.display.progress(message)
+
+    def end(self, outcome: Outcome) -> None:
+        """Keep the result of a node that has run, or give up what needs it."""
+        node, ingredients, task, why = self.tasks.pop(outcome.node)
+        self.summary.measurements[node.name] = read_lines(task.metrics)
+        if outcome.passed and node.stage.gates:
+            try:
+                gates.read_metrics(task.out, node)
+            except StageError as error:
+                outcome = Outcome(node.name, outcome.seconds, error.message, error.hint)
+        if not outcome.passed:
+            message = "\n  ".join(filter(None, [outcome.error, outcome.hint]))
+            key = self.checkout.key_of(ingredients)
+            self.display.ended(
+                self.summary.add(node, self.plan.devices, "failed", None, outcome.seconds, key, why, message)
+            )
+            self.skip(self.schedule.done(node.name, passed=False), f"{node.name} failed")
+            return
+        result = self.checkout.accept(node, ingredients, task.out)
+        shutil.rmtree(task.scratch.parent, ignore_errors=True)
+        self.digests[node.name] = result.tree.digest
+        self.display.ended(self.summary.add(node, self.plan.devices, "built", result, outcome.seconds, why=why))
+        self.conclude(node)
+
+    def conclude(self, node: Node) -> None:
+        """Let go what waits for a node that ended well, unless its gates forbid it."""
+        failed = (
+            self.summary.judge(node, gates.read_metrics(self.project.root / node.folder, node))
+            if node.stage.gates
+            else []
+        )
+        for gate in failed:
+            self.display.note(f"GATE FAILED {', '.join(node.devices)}: {gates.describe(gate)}")
+        lost = self.schedule.done(node.name, passed=not failed)
+        self.skip(lost, f"a gate of {node.name} failed")
+
+    def skip(self, nodes: list[Node], why: str) -> None:
+        for node in nodes:
+            self.display.ended(self.summary.add(node, self.plan.devices, "skipped", why=why))
+
+    def withdraw(self) -> None:
+        """Take older results of what failed now out of the workspace, where they would pass for this build's."""
+        for entry in self.summary.nodes:
+            node = self.plan.nodes[entry.name]
+            if entry.status in ("failed", "skipped") and self.checkout.withdraw(node):
+                self.display.note(f"{node.folder} was an earlier build's and is removed; the store keeps it")
+
+    def ingredients(self, node: Node) -> dict[str, Any]:
+        inputs = {parameter: self.digests[need] for parameter, need in node.inputs.items()}
+        return self.checkout.keys.ingredients(node, inputs)
+
+    def close(self) -> None:
+        """End the workers and the display."""
+        if self._executor is not None:
+            self._executor.close()
+        self.display.close()
+
+
+def make_task(checkout: Checkout, config: Config, plan: Plan, node: Node, ingredients: dict[str, Any]) -> Task:
+    """Return what a worker needs to run `node`, with its folders made."""
+    project = checkout.project
+    key = checkout.key_of(ingredients)
+    settings = dict(node.config) if node.config is not None else None
+    for name in node.stage.sources:
+        settings = {**(settings or {}), name: str(project.root / str((settings or {})[name]))}
+    out, scratch = checkout.store.new_folder(), project.state / "scratch" / key / "state"
+    scratch.mkdir(parents=True, exist_ok=True)
+    return Task(
+        node=node.name,
+        run=node.stage.run,
+        import_roots=tuple(str(root) for root in project.import_roots),
+        schemas=config.pipeline.schemas,
+        config_group=node.stage.config,
+        config=settings,
+        device=node.device,
+        inputs={parameter: project.root / plan.nodes[need].folder for parameter, need in node.inputs.items()},
+        out=out,
+        scratch=scratch,
+        log=project.state / "logs" / f"{node.name}.log",
+        metrics=scratch.parent / "measurements.jsonl",
+    )
+
+
+def make_executor(project: Project, config: Config, jobs: int | None) -> Executor:
+    """Return the executor that the configuration names. Raises ConfigError."""
+    from pipelines.workers import LocalExecutor
+
+    kinds = {"local": LocalExecutor}
+    kind = config.executor.kind
+    if kind not in kinds:
+        raise ConfigError(f"executor.kind: there is no '{kind}'", hint=nearest(kind, kinds) or "kinds: local")
+    count = jobs or config.executor.jobs or len(os.sched_getaffinity(0))
+    return kinds[kind](project.root, count)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the values of a file of JSON lines; a line cut short by a kill is left out."""
+    found: list[dict[str, Any]] = []
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(ValueError):
+                found.append(json.loads(line))
+    return found

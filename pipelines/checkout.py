@@ -1,0 +1,127 @@
+"""One checkout of a project: its workspace, its store and what it remembers, for one build at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipelines.digests import Digests, hash_json
+from pipelines.errors import StoreError
+from pipelines.keys import Keys
+from pipelines.ledger import Ledger, Record, read_record
+from pipelines.plan import Node
+from pipelines.project import Project
+from pipelines.store import Store, storing, write_file
+from pipelines.tree import Tree, read_tree
+
+
+@contextlib.contextmanager
+def opened(project: Project, waiting: Callable[[], None]) -> Iterator[Checkout]:
+    """Give the checkout to this process alone; `waiting` is called first where another process has it."""
+    with storing(project.state):
+        project.state.mkdir(exist_ok=True)
+        lock = open(project.state / "lock", "w")  # noqa: SIM115 (closed below)
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        checkout = Checkout(project)
+        try:
+            yield checkout
+        finally:
+            with contextlib.suppress(OSError):
+                checkout.digests.save()
+
+
+class Checkout:
+    """Knows what is built. Safe only inside `opened`, except for looking."""
+
+    def __init__(self, project: Project) -> None:
+        self.project = project
+        self.digests = Digests(project.state / "digests.json")
+        self.staging = project.state / "staging"
+        self.store = Store(project.cache, self.staging, self.digests)
+        self.ledger = Ledger(project.state / "ledger")
+        self.keys = Keys(project, self.digests)
+
+    def clear(self) -> None:
+        """Remove what a killed build has left unfinished."""
+        if self.staging.is_dir():
+            shutil.rmtree(self.staging, ignore_errors=True)
+
+    def key_of(self, ingredients: Mapping[str, Any]) -> str:
+        return hash_json(ingredients)
+
+    def find(self, node: Node, ingredients: Mapping[str, Any]) -> Record | None:
+        """Return the record of an earlier, intact result with these ingredients, or None."""
+        key = self.key_of(ingredients)
+        own = self.last(node)
+        if own is not None and own.key == key and (self.shows(node, own) or self.store.holds_tree(own.tree)):
+            return own
+        known = self.ledger.get(key)
+        if known is not None and (self.store.holds_tree(known.tree) or self.shows(node, known)):
+            return known
+        return None
+
+    def settle(self, node: Node, record: Record) -> None:
+        """Make workspace and store hold `record`, which `find` has returned."""
+        if self.shows(node, record):
+            self.store.put(self.project.root / node.folder, record.tree)
+        else:
+            self.store.restore(record.tree, self.project.root / node.folder)
+            self.store.put_bytes(record.tree.listing, suffix=".dir")
+        self._note(node, record)
+
+    def accept(self, node: Node, ingredients: Mapping[str, Any], folder: Path) -> Record:
+        """Take in what a stage has left in `folder`: store it, remember it, show it in the workspace."""
+        with storing(folder):
+            for empty in sorted((each for each in folder.rglob("*") if each.is_dir()), reverse=True):
+                if not any(empty.iterdir()):
+                    empty.rmdir()
+        record = Record(ingredients, read_tree(folder, self.digests))
+        self.store.put(folder, record.tree)
+        self.store.publish(folder, self.project.root / node.folder)
+        for name, digest in record.tree.files.items():
+            self.digests.learn(self.project.root / node.folder / name, digest)
+        self._note(node, record)
+        return record
+
+    def withdraw(self, node: Node) -> bool:
+        """Remove the workspace's older result of a node that could not be made now. The store keeps it."""
+        if self.last(node) is None:
+            return False
+        self.store.discard(self.project.root / node.folder)
+        self.store.discard(self.project.root / node.record)
+        return True
+
+    def last(self, node: Node) -> Record | None:
+        """Return the workspace's record of the node, whatever its key."""
+        return read_record(self.project.root / node.record)
+
+    def shows(self, node: Node, record: Record) -> bool:
+        """Say whether the workspace's folder holds exactly what `record` says."""
+        found = self.shown(node)
+        return found is not None and found.digest == record.tree.digest
+
+    def shown(self, node: Node) -> Tree | None:
+        """Return what the workspace's folder of the node holds, or None where there is none."""
+        folder = self.project.root / node.folder
+        if not folder.is_dir():
+            return None
+        try:
+            return read_tree(folder, self.digests)
+        except StoreError:
+            return None
+
+    def _note(self, node: Node, record: Record) -> None:
+        path = self.project.root / node.record
+        self.ledger.add(record)
+        self.store.put_bytes(record.data)
+        if not path.is_file() or path.read_bytes() != record.data:
+            write_file(path, record.data)

@@ -1,0 +1,176 @@
+"""The command line: `tapeout COMMAND [options] [overrides]`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from pipelines.errors import ConfigError, TapeoutError, nearest
+from pipelines.project import Project, find_project
+
+COMMANDS = {
+    "build": "build what changed; gates decide the exit status",
+    "plan": "the nodes, which would run, and why",
+    "explain": "what a node is made of, and what changed since the last build",
+    "verify": "rehash the store or a bundle, and name what is damaged",
+    "report": "one self-contained HTML page of the last build",
+    "stage": "run one node alone (what dvc.yaml calls)",
+}
+WITH_NAME = {"explain": "NODE", "stage": "NODE", "verify": "PATH"}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command. Return 0: done and all gates pass; 1: a stage or a gate failed; 2: the configuration is wrong."""
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        options = parse(sys.argv[1:] if arguments is None else arguments)
+        project = find_project(
+            Path(options.project).resolve(), tuple(Path(each).resolve() for each in options.config_dir)
+        )
+        sys.path[:0] = [str(root) for root in project.import_roots if str(root) not in sys.path]
+        return run(options, project)
+    except TapeoutError as error:
+        print(f"tapeout: {error}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        print("tapeout: stopped; what was finished is kept", file=sys.stderr)
+        return 130
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Return the command, its options and the overrides. Raises ConfigError (argparse's own would say less)."""
+    parser = argparse.ArgumentParser(
+        prog="tapeout",
+        description="\n".join(
+            f"{f'{name} {WITH_NAME.get(name, str())}':<14} {text}" for name, text in COMMANDS.items()
+        ),
+        epilog="Overrides are Hydra's: device=[pixel-8] quantize=int8 quantize.group_size=64 model.path=DIR",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("command", metavar="COMMAND")
+    parser.add_argument("words", metavar="OVERRIDE", nargs="*")
+    parser.add_argument("--json", action="store_true", help="print the summary as JSON on standard output")
+    parser.add_argument(
+        "--config-dir", action="append", default=[], metavar="DIR", help="your own configuration groups"
+    )
+    parser.add_argument(
+        "--project", default=".", metavar="DIR", help="the project, instead of the one around this folder"
+    )
+    parser.add_argument("--jobs", type=int, metavar="N", help="worker processes; by default one a core")
+    options = parser.parse_intermixed_args(arguments)
+    if options.command not in COMMANDS:
+        hint = nearest(options.command, COMMANDS) or f"commands: {', '.join(COMMANDS)}"
+        raise ConfigError(f"there is no command '{options.command}'", hint=hint)
+    if options.jobs is not None and options.jobs < 1:
+        raise ConfigError(f"--jobs {options.jobs}: at least one worker is needed")
+    options.name = None
+    if options.command in WITH_NAME and options.words and "=" not in options.words[0]:
+        options.name = options.words.pop(0)
+    if options.command in ("explain", "stage") and options.name is None:
+        raise ConfigError(f"'tapeout {options.command}' needs a node's name", hint="'tapeout plan' lists them")
+    return options
+
+
+def run(options: argparse.Namespace, project: Project) -> int:
+    """Run the command of `options` in `project`."""
+    if options.command == "verify":
+        return verify(project, options)
+    if options.command == "report":
+        from pipelines.report import write_report
+
+        print(project.relative(write_report(project)))
+        return 0
+
+    from pipelines.build import build, preview, run_stage
+    from pipelines.config import load_config
+    from pipelines.display import make_display
+    from pipelines.plan import make_plan
+
+    config = load_config(project, options.words)
+    plan = make_plan(project, config)
+    if options.command == "plan":
+        return show_plan(options, list(preview(project, plan)))
+    if options.command == "explain":
+        return explain(project, plan, options.name)
+    if options.command == "stage":
+        summary = run_stage(project, config, plan, options.name, make_display())
+    else:
+        summary = build(project, config, plan, make_display(), options.jobs)
+    if options.json:
+        print(json.dumps(summary.to_json()))
+    elif options.command == "build":
+        from pipelines.tables import device_table
+
+        for device, metrics in summary.metrics.items():
+            gates = [gate for gate in summary.gates if gate["device"] == device]
+            print("\n".join(device_table(device, metrics, gates, summary.bundles.get(device))))
+        counts = {
+            status: sum(node.status == status for node in summary.nodes)
+            for status in ("built", "cached", "failed", "skipped")
+        }
+        print(
+            ", ".join(f"{count} {status}" for status, count in counts.items() if count) + f"; {summary.seconds:.1f} s"
+        )
+    return 0 if summary.passed else 1
+
+
+def show_plan(options: argparse.Namespace, rows: list[tuple[Any, str, str]]) -> int:
+    """Print the plan."""
+    if options.json:
+        nodes = [
+            {"name": node.name, "stage": node.stage.name, "devices": node.devices, "status": status, "why": why}
+            for node, status, why in rows
+        ]
+        print(json.dumps({"nodes": nodes}))
+    else:
+        for node, status, why in rows:
+            print(f"{node.name:<28} {status:<8} {why}".rstrip())
+    return 0
+
+
+def explain(project: Project, plan: Any, name: str) -> int:
+    """Print what a node is made of."""
+    from pipelines.checkout import Checkout
+    from pipelines.explain import account
+
+    node, checkout = plan.node(name), Checkout(project)
+    inputs = {}
+    for parameter, need in node.inputs.items():
+        shown = checkout.shown(plan.nodes[need])
+        inputs[parameter] = shown.digest if shown else "not built"
+    print("\n".join(account(checkout, node, checkout.keys.ingredients(node, inputs))))
+    return 0
+
+
+def verify(project: Project, options: argparse.Namespace) -> int:
+    """Print what is damaged; exit status 1 if anything is."""
+    from pipelines.checkout import opened
+    from pipelines.verify import verify_bundle, verify_store
+
+    if options.name:
+        damaged = list(verify_bundle(Path(options.name)))
+    else:
+        with opened(
+            project, lambda: print("another build has this project; waiting for it", file=sys.stderr)
+        ) as checkout:
+            damaged = list(verify_store(checkout))
+    if options.json:
+        print(json.dumps({"damaged": damaged}))
+    else:
+        print("\n".join(damaged) or "nothing is damaged")
+    return 1 if damaged else 0
+
+
+def stop(number: int, frame: FrameType | None) -> None:
+    """Treat SIGTERM as Ctrl-C: workers are ended, what is finished is kept."""
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

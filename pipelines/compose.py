@@ -1,0 +1,84 @@
+"""Hydra's part: conf/ and overrides in, plain values out, and its errors in our words."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from pipelines.errors import ConfigError, nearest
+from pipelines.project import Project
+
+
+def compose(project: Project, overrides: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the resolved configuration and {group: choice}. Raises ConfigError."""
+    for override in overrides:
+        if override.lstrip("+~").startswith("hydra."):
+            raise ConfigError(
+                f"'{override}': Hydra's own settings are not Tapeout's", hint="use --config-dir to add groups"
+            )
+    search = ",".join(f"'file://{folder}'" for folder in project.config_dirs)
+    extra = [f"hydra.searchpath=[{search}]"] if search else []
+    logging.getLogger("hydra").setLevel(logging.ERROR)
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(project.conf), version_base=None):
+            config = hydra_compose("config", overrides=overrides + extra, return_hydra_config=True)
+        choices = {group: name for group, name in config.hydra.runtime.choices.items() if isinstance(name, str)}
+        wanted = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+        values: Any = OmegaConf.to_container(wanted, resolve=True)
+    except MissingConfigException as error:
+        raise missing_file(project, str(error.missing_cfg_file)) from error
+    except OverrideParseException as error:
+        raise ConfigError(
+            f"'{error.override}' is not an override", hint="write group=name, group.key=value or +group.key=value"
+        ) from error
+    except ConfigCompositionException as error:
+        raise impossible_override(project, error, overrides) from error
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(f"conf: {str(error).partition(chr(10))[0]}") from error
+    except YAMLError as error:
+        raise ConfigError(f"conf: not YAML: {' '.join(str(error).split())}") from error
+    return {str(key): value for key, value in dict(values).items()}, choices
+
+
+def missing_file(project: Project, name: str) -> ConfigError:
+    """Return the error for a group or a choice that conf/ does not have."""
+    group, _, choice = name.removesuffix(".yaml").rpartition("/")
+    folders = [base / group for base in (project.conf, *project.config_dirs)]
+    if not group or not any(folder.is_dir() for folder in folders):
+        return ConfigError(f"conf/{name}: no such file")
+    known = sorted(path.stem for folder in folders if folder.is_dir() for path in folder.glob("*.yaml"))
+    hint = "; ".join(filter(None, [nearest(choice, known), f"conf/{group} has: {', '.join(known)}"]))
+    return ConfigError(f"{group}={choice}: there is no conf/{group}/{choice}.yaml", hint=hint)
+
+
+def impossible_override(project: Project, error: ConfigCompositionException, overrides: list[str]) -> ConfigError:
+    """Return the error for an override of a key or group that is not there."""
+    cause = error.__cause__
+    key, parent = getattr(cause, "full_key", None), getattr(cause, "parent_node", None)
+    if not key:
+        return ConfigError(f"an override cannot be applied: {str(error).partition(chr(10))[0]}", hint=str(cause or ""))
+    path, last = str(key).rpartition(".")[0], str(key).rpartition(".")[2]
+    known = keys_of(parent, project if not path else None)
+    guess = nearest(last, known)
+    given = next((each for each in overrides if each.lstrip("+~").startswith(str(key))), str(key))
+    where = f"{path} has no key '{last}'" if path else f"there is no group or key '{last}'"
+    hint = "; ".join(filter(None, [guess, f"known: {', '.join(known)}"]))
+    return ConfigError(f"{given}: {where}", hint=hint)
+
+
+def keys_of(node: Any, project: Project | None) -> list[str]:
+    """Return the keys of a configuration node and, at the top, the names of the groups."""
+    keys: Iterable[str] = [str(key) for key in node if key != "hydra"] if isinstance(node, DictConfig) else []
+    folders: list[Path] = [project.conf, *project.config_dirs] if project else []
+    return sorted({*keys, *(each.name for folder in folders for each in folder.iterdir() if each.is_dir())})

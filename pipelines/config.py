@@ -1,0 +1,149 @@
+"""The configuration: composed by Hydra from conf/ and the command line, checked against its types."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines import typed
+from pipelines.errors import ConfigError, PlanError, nearest
+from pipelines.project import Project
+from pipelines.spec import PipelineSpec, read_pipeline
+
+
+@dataclass
+class ExecutorConfig:
+    """kind: "local". jobs: worker processes, None for one a core."""
+
+    kind: str
+    jobs: int | None
+
+
+@dataclass
+class TrackingConfig:
+    """kind: "mlflow" or "none". uri: MLflow's; a sqlite:///FILE is relative to the project."""
+
+    kind: str
+    uri: str
+    experiment: str
+
+
+@dataclass(frozen=True)
+class Config:
+    """groups: every group's resolved values. devices: profiles by name. files: {group or device.NAME: YAML file}."""
+
+    groups: Mapping[str, dict[str, Any]]
+    devices: Mapping[str, dict[str, Any]]
+    pipeline: PipelineSpec
+    schemas: Mapping[str, type]
+    executor: ExecutorConfig
+    tracking: TrackingConfig
+    files: Mapping[str, Path]
+    overrides: tuple[str, ...]
+
+
+def load_config(project: Project, overrides: list[str]) -> Config:
+    """Compose conf/ with `overrides` (Hydra's grammar) and check every key. Raises ConfigError."""
+    from pipelines.compose import compose
+
+    values, choices = compose(project, overrides)
+    files = {group: file for group, choice in choices.items() if (file := find_file(project, group, choice))}
+    files["config"] = project.conf / "config.yaml"
+    refuse_strangers(project, values)
+    pipeline = read_pipeline(values.get("pipeline"), named(project, files, "pipeline"))
+    schemas = import_schemas(pipeline.schemas, named(project, files, "pipeline"))
+    devices = check_devices(project, values.get("device") or {}, schemas.get("device"))
+    files |= {f"device.{name}": file for name in devices if (file := find_file(project, "device", name))}
+    own: dict[str, type] = {"executor": ExecutorConfig, "tracking": TrackingConfig}
+    own_defaults = {
+        "executor": {"kind": "local", "jobs": None},
+        "tracking": {"kind": "none", "uri": "", "experiment": ""},
+    }
+    groups: dict[str, dict[str, Any]] = {}
+    for group, value in {**own_defaults, **values}.items():
+        if group in ("pipeline", "device"):
+            continue
+        schema = own.get(group) or schemas.get(group)
+        where = named(project, files, group)
+        if schema is not None and not isinstance(value, Mapping):
+            raise ConfigError(f"{where}: {group} must be a mapping, and is {value!r}")
+        groups[group] = typed.check(where, group, value, schema) if schema else typed.plain(value)
+    return Config(
+        groups=groups,
+        devices=devices,
+        pipeline=pipeline,
+        schemas=schemas,
+        executor=typed.build(groups["executor"], ExecutorConfig),
+        tracking=typed.build(groups["tracking"], TrackingConfig),
+        files=files,
+        overrides=tuple(overrides),
+    )
+
+
+def check_devices(project: Project, value: Any, schema: type | None) -> dict[str, dict[str, Any]]:
+    """Return the chosen profiles by name. Raises ConfigError."""
+    devices: dict[str, dict[str, Any]] = {}
+    for name, profile in value.items():
+        if not isinstance(profile, Mapping):
+            raise ConfigError(
+                f"conf/device: '{name}' is not a device's profile",
+                hint="a file conf/device/NAME.yaml begins with the line '# @package device.NAME'",
+            )
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", str(name)):
+            raise ConfigError(f"device '{name}': a name holds only letters, digits, - and _")
+        file = find_file(project, "device", name)
+        where = project.relative(file) if file else f"device {name}"
+        checked = typed.check(where, f"device.{name}", profile, schema) if schema else typed.plain(profile)
+        if checked.get("name", name) != name:
+            raise ConfigError(
+                f"{where}: name is '{checked['name']}'", hint=f"it must be '{name}', as the file is called"
+            )
+        devices[str(name)] = checked
+    return devices
+
+
+def import_schemas(name: str | None, where: str) -> Mapping[str, type]:
+    """Return the {group: dataclass} mapping that a pipeline names. Raises PlanError."""
+    schemas = import_name(name, f"{where}: schemas") if name else {}
+    if not isinstance(schemas, Mapping):
+        raise PlanError(f"{where}: schemas: {name} is not a mapping of groups to dataclasses")
+    return schemas
+
+
+def import_name(name: str, where: str) -> Any:
+    """Return what package.module.NAME is. Raises PlanError."""
+    module, _, attribute = name.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        raise PlanError(f"{where}: {name} cannot be imported: no module named {error.name}") from error
+    except AttributeError as error:
+        known = [each for each in dir(importlib.import_module(module)) if not each.startswith("_")]
+        raise PlanError(f"{where}: module {module} has no {attribute}", hint=nearest(attribute, known)) from error
+
+
+def refuse_strangers(project: Project, values: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a top-level key that neither a group nor config.yaml has."""
+    import yaml
+
+    known = {
+        folder.name for base in (project.conf, *project.config_dirs) for folder in base.iterdir() if folder.is_dir()
+    }
+    known |= set(yaml.safe_load((project.conf / "config.yaml").read_text(encoding="utf-8")) or {})
+    for key in values:
+        if key not in known:
+            raise ConfigError(f"unknown key '{key}'", hint=nearest(key, known) or f"groups: {', '.join(sorted(known))}")
+
+
+def find_file(project: Project, group: str, choice: str) -> Path | None:
+    """Return the YAML file of a group's choice: the project's own first, as Hydra has it."""
+    candidates = [base / group / f"{choice}.yaml" for base in (project.conf, *project.config_dirs)]
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def named(project: Project, files: Mapping[str, Path], group: str) -> str:
+    return project.relative(files[group]) if group in files else group

@@ -1,0 +1,98 @@
+"""Digests of files, remembered by what `stat` says of them, so that an unchanged file is not read again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipelines.errors import StoreError
+
+CHUNK = 1 << 20
+RACY = 20_000_000  # ns: a file changed this shortly before it was hashed may change again within the same clock tick
+
+
+class FileDigest(NamedTuple):
+    """sha256 is identity; md5 is what DVC's formats ask for; size in bytes."""
+
+    sha256: str
+    md5: str
+    size: int
+
+
+class Digests:
+    """A memory of file digests. Entries count only while size, both times and inode are what they were."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.changed = False
+        try:
+            self.known: dict[str, list[Any]] = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            self.known = {}
+
+    def of(self, path: Path) -> FileDigest:
+        """Return the digest of the file at `path`. Raises StoreError where it cannot be read."""
+        return FileDigest(*self.memo(path, "digest", hash_file))
+
+    def memo(self, path: Path, kind: str, compute: Callable[[Path], Any]) -> Any:
+        """Return compute(path), a value that JSON can hold, from memory while the file has not changed."""
+        try:
+            name, signature = f"{kind}:{path}", signature_of(os.stat(path))
+            entry = self.known.get(name)
+            if entry is not None and entry[0] == signature:
+                return entry[1]
+            value = compute(path)
+            self.changed = True
+            self.known[name] = [signature_of(os.stat(path)), value]
+        except OSError as error:
+            raise StoreError(f"{path} cannot be read: {error.strerror}") from error
+        return value
+
+    def learn(self, path: Path, digest: FileDigest) -> None:
+        """Remember the digest of a file that this process has just written."""
+        self.known[f"digest:{path}"] = [signature_of(os.stat(path)), list(digest)]
+        self.changed = True
+
+    def save(self) -> None:
+        """Write the memory, less what changed too recently to be told apart from a change to come."""
+        if not self.changed:
+            return
+        limit = time.time_ns() - RACY
+        settled = {name: entry for name, entry in self.known.items() if entry[0][2] < limit}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        aside = self.path.with_name(f"{self.path.name}.{os.getpid()}")
+        aside.write_text(json.dumps(settled, separators=(",", ":")), encoding="utf-8")
+        os.replace(aside, self.path)
+        self.changed = False
+
+
+def signature_of(stat: os.stat_result) -> list[int]:
+    """Return what changes whenever a file's content is changed by ordinary means, ctime among them."""
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+
+
+def hash_file(path: Path) -> list[Any]:
+    """Return [sha256, md5, size] of a file, in one reading."""
+    sha256, md5, size = hashlib.sha256(), hashlib.md5(usedforsecurity=False), 0
+    with open(path, "rb") as file:
+        while chunk := file.read(CHUNK):
+            sha256.update(chunk)
+            md5.update(chunk)
+            size += len(chunk)
+    return [sha256.hexdigest(), md5.hexdigest(), size]
+
+
+def hash_bytes(data: bytes) -> FileDigest:
+    """Return the digest of `data`, as if it lay in a file."""
+    return FileDigest(hashlib.sha256(data).hexdigest(), hashlib.md5(data, usedforsecurity=False).hexdigest(), len(data))
+
+
+def hash_json(value: Any) -> str:
+    """Return the sha256 of `value` in canonical JSON."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()

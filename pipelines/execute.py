@@ -1,0 +1,115 @@
+"""The scheduler's protocol: what is ready, where it runs, what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from pipelines.plan import Node, Plan
+from pipelines.workspace import Event
+
+
+@dataclass(frozen=True)
+class Task:
+    """All that a process needs to run one node; it can be pickled.
+
+    import_roots: folders to import from. schemas: name of the {group: dataclass} mapping, or None. config_group: the
+    group of `config`. inputs: {parameter: artifact folder}. out, scratch: see Workspace. log: the file for what the
+    stage prints. metrics: the file that measurements are added to.
+    """
+
+    node: str
+    run: str
+    import_roots: tuple[str, ...]
+    schemas: str | None
+    config_group: str | None
+    config: Mapping[str, Any] | None
+    device: Mapping[str, Any] | None
+    inputs: Mapping[str, Path]
+    out: Path
+    scratch: Path
+    log: Path
+    metrics: Path
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a task. error, hint: the message, where it failed."""
+
+    node: str
+    seconds: float
+    error: str = ""
+    hint: str = ""
+
+    @property
+    def passed(self) -> bool:
+        return not self.error
+
+
+@dataclass(frozen=True)
+class Report:
+    """A progress event of a running task."""
+
+    node: str
+    event: Event
+
+
+class Executor(Protocol):
+    """Runs tasks somewhere: in local processes, or on a cluster."""
+
+    def free(self) -> int:
+        """Return how many more tasks could start now."""
+
+    def submit(self, task: Task) -> None:
+        """Start a task."""
+
+    def wait(self) -> list[Outcome | Report]:
+        """Wait until something has happened, and return it. A lost process is an Outcome like another."""
+
+    def close(self) -> None:
+        """End every process. What still runs is given up."""
+
+
+@dataclass
+class Schedule:
+    """Which nodes can start, as others are done. A node that failed takes along all that need it."""
+
+    plan: Plan
+    waiting: dict[str, Node] = field(init=False)
+    succeeded: set[str] = field(init=False, default_factory=set)
+    failed: set[str] = field(init=False, default_factory=set)
+    started: set[str] = field(init=False, default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.waiting = dict(self.plan.nodes)
+        self._unmet = {name: set(node.inputs.values()) for name, node in self.waiting.items()}
+        self._ready = [name for name, unmet in self._unmet.items() if not unmet]
+
+    def ready(self) -> list[Node]:
+        """Return the nodes that can start and have not been returned before, in the plan's order."""
+        order = list(self.plan.nodes)
+        names, self._ready = sorted(self._ready, key=order.index), []
+        self.started.update(names)
+        return [self.waiting.pop(name) for name in names if name in self.waiting]
+
+    def done(self, name: str, passed: bool = True) -> list[Node]:
+        """Say that a node has ended. Return the nodes that now never can start."""
+        if passed:
+            self.succeeded.add(name)
+            for node in self.plan.needed_by(name):
+                self._unmet[node.name].discard(name)
+                if not self._unmet[node.name] and node.name in self.waiting:
+                    self._ready.append(node.name)
+            return []
+        self.failed.add(name)
+        lost: list[Node] = []
+        for node in self.plan.needed_by(name):
+            if self.waiting.pop(node.name, None):
+                lost += [node, *self.done(node.name, passed=False)]
+        return lost
+
+    def active(self) -> bool:
+        """Say whether any node is neither done nor lost."""
+        return len(self.succeeded) + len(self.failed) < len(self.plan.nodes)

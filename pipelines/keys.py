@@ -1,0 +1,122 @@
+"""The key of a node: the sha256 of all that can change its result.
+
+Source of the stage's module and of what it imports from this project, without comments and docstrings; the versions of
+the libraries that the stage declares; its slice of the resolved configuration and of the device's profile; the contents of
+its inputs, of external inputs and of other project files that it declares. Where inputs lie is no part of it.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable, Mapping
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pipelines.digests import Digests, hash_json
+from pipelines.errors import ConfigError, PlanError, nearest
+from pipelines.plan import Node, source_path
+from pipelines.project import Project
+from pipelines.sources import Sources
+
+ENGINE = 1  # raised when the framework changes what a stage is given, so that its results change
+
+
+class Keys:
+    """Computes what goes into the keys of a project's nodes."""
+
+    def __init__(self, project: Project, digests: Digests) -> None:
+        self.project = project
+        self.digests = digests
+        self.sources = Sources(project.import_roots, digests)
+        self._known: dict[str, dict[str, Any]] = {}
+
+    def ingredients(self, node: Node, inputs: Mapping[str, str]) -> dict[str, Any]:
+        """Return what the key of `node` is made of; inputs: {parameter: digest}. Raises as `known` does."""
+        return {**self.known(node), "inputs": dict(inputs)}
+
+    def known(self, node: Node) -> dict[str, Any]:
+        """Return all ingredients but the inputs: what can be known before anything has run.
+
+        Raises ConfigError for an external input or a library that is not there, PlanError for a stage without source.
+        """
+        if node.name not in self._known:
+            stage = node.stage
+            self._known[node.name] = {
+                "engine": ENGINE,
+                "run": stage.run,
+                "modules": self.modules(node),
+                "libraries": {name: version(name, stage.name) for name in stage.libraries},
+                "config": {key: value for key, value in (node.config or {}).items() if key not in stage.sources},
+                "device": {**(node.device or {}), "": node.devices[0]} if stage.bundle else node.device,
+                "sources": {
+                    key: hash_json(self.source_files(node, key, names_in_project=False)) for key in stage.sources
+                },
+                "reads": {name: self.digests.of(path).sha256 for name, path in self.reads(node).items()},
+            }
+        return self._known[node.name]
+
+    def modules(self, node: Node) -> dict[str, str]:
+        """Return {module: digest of its meaning} for the stage's code."""
+        return {name: self.sources.meaning(path) for name, path in self.module_files(node).items()}
+
+    def module_files(self, node: Node) -> dict[str, Path]:
+        """Return {module: file} for the stage's code."""
+        self.sources.adopt(node.stage.module)
+        found = self.sources.closure(node.stage.module)
+        if node.stage.module not in found:
+            raise PlanError(
+                f"stage {node.stage.name}: run: {node.stage.run}: there is no module {node.stage.module}",
+                hint="it must lie in the project, beside a --config-dir, or be installed",
+            )
+        function, names = node.stage.run.rpartition(".")[2], self.sources.names(found[node.stage.module])
+        if function not in names:
+            raise PlanError(
+                f"stage {node.stage.name}: run: module {node.stage.module} has no function '{function}'",
+                hint=nearest(function, names),
+            )
+        return found
+
+    def source_files(self, node: Node, key: str, names_in_project: bool = True) -> dict[str, str]:
+        """Return {path: sha256} of an external input's files; paths are the project's, or relative to the input."""
+        path, kind = source_path(self.project, node, key), node.stage.sources[key]
+        if not (path.is_file() if kind == "file" else path.is_dir()):
+            raise missing_source(node, key, path, "file" if kind == "file" else "folder")
+        if kind == "file":
+            return {self.project.relative(path) if names_in_project else "": self.digests.of(path).sha256}
+        patterns = ("**/*",) if kind == "folder" else tuple(kind)
+        found = sorted({each for pattern in patterns for each in path.glob(pattern) if each.is_file()})
+        return {
+            self.project.relative(each) if names_in_project else each.relative_to(path).as_posix(): self.digests.of(
+                each
+            ).sha256
+            for each in found
+        }
+
+    def reads(self, node: Node) -> dict[str, Path]:
+        """Return {path relative to the project: file} of what the stage declares to read."""
+        found = {each for pattern in node.stage.reads for each in self.project.root.glob(pattern) if each.is_file()}
+        return {self.project.relative(each): each for each in sorted(found)}
+
+
+@cache
+def version(library: str, stage: str) -> str:
+    """Return the installed version of a distribution, or of the interpreter for "python"."""
+    if library == "python":
+        return platform.python_version()
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError as error:
+        raise ConfigError(
+            f"stage {stage}: library '{library}' is not installed", hint=f"install it: pip install {library}"
+        ) from error
+
+
+def missing_source(node: Node, key: str, path: Path, kind: str) -> ConfigError:
+    """Return the error for an external input that is not where the configuration says."""
+    name = f"{node.stage.config}.{key}"
+    found = "is not there" if not path.exists() else f"is not a {kind}"
+    beside: Iterable[str] = (each.name for each in path.parent.iterdir()) if path.parent.is_dir() else ()
+    hint = "; ".join(filter(None, [nearest(path.name, beside), f"set {name}=PATH"]))
+    return ConfigError(f"{name}: the {kind} {path} {found}", hint=hint)

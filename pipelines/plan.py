@@ -1,0 +1,184 @@
+"""The plan: a pipeline expanded over the devices, with equal nodes as one node."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines import typed
+from pipelines.config import Config, find_file, import_name
+from pipelines.digests import hash_json
+from pipelines.errors import PlanError, nearest
+from pipelines.project import Project
+from pipelines.spec import StageSpec
+
+
+@dataclass(frozen=True)
+class Node:
+    """A stage with its own configuration and inputs.
+
+    devices: those that share it (all of them, for a stage that is not per device). device: the slice of the profile
+    that the stage may read, or None. inputs: {parameter: node name}. folder, record: relative to the project.
+    """
+
+    name: str
+    stage: StageSpec
+    devices: tuple[str, ...]
+    config: Mapping[str, Any] | None
+    device: Mapping[str, Any] | None
+    inputs: Mapping[str, str]
+    folder: str
+
+    @property
+    def record(self) -> str:
+        return f"artifacts/build/{self.name}.json"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """nodes: in an order in which they could run. devices: as chosen."""
+
+    nodes: Mapping[str, Node]
+    devices: tuple[str, ...]
+
+    def needed_by(self, name: str) -> Iterator[Node]:
+        """Yield the nodes that need the node `name` directly."""
+        return (node for node in self.nodes.values() if name in node.inputs.values())
+
+    def node(self, name: str) -> Node:
+        """Return the node called `name`. Raises PlanError."""
+        if name not in self.nodes:
+            hint = nearest(name, self.nodes) or f"nodes: {', '.join(self.nodes)}"
+            raise PlanError(f"no node is called '{name}'", hint=hint)
+        return self.nodes[name]
+
+
+def make_plan(project: Project, config: Config) -> Plan:
+    """Expand the pipeline of `config` over its devices. Raises ConfigError and PlanError."""
+    devices = tuple(config.devices)
+    if not devices and any(stage.per for stage in config.pipeline.stages.values()):
+        raise PlanError("no device is chosen", hint="choose some: device=[NAME,...]; conf/device holds their profiles")
+    nodes: dict[str, Node] = {}
+    made: dict[tuple[str, str | None], str] = {}  # (stage, device) -> node
+    for stage in config.pipeline.stages.values():
+        check_stage(project, config, stage)
+        for group in sharing(config, stage, devices, made):
+            first = group[0] if stage.per else None
+            needs = {
+                parameter: made[need, first if (need, first) in made else None]
+                for parameter, need in stage.needs.items()
+            }
+            shared = not stage.bundle and set(group) == set(devices)
+            name = stage.name if shared or not stage.per else f"{stage.name}-{group[0]}"
+            folder = f"artifacts/{group[0]}" if stage.bundle else f"artifacts/build/{name}"
+            node = Node(
+                name,
+                stage,
+                group,
+                config_of(project, config, stage, first),
+                slice_of(config, stage, first),
+                needs,
+                folder,
+            )
+            check_node(config, node)
+            if name in nodes:
+                raise PlanError(f"two nodes are called {name}: a stage and a device have confusing names")
+            nodes[name] = node
+            made.update({(stage.name, device if stage.per else None): name for device in (group or (None,))})
+    return Plan(nodes, devices)
+
+
+def sharing(
+    config: Config, stage: StageSpec, devices: tuple[str, ...], made: Mapping[tuple[str, str | None], str]
+) -> list[tuple[str, ...]]:
+    """Return the devices in groups of which each shares one node of `stage`."""
+    if not stage.per:
+        return [devices]
+    groups: dict[str, list[str]] = {}
+    for device in devices:
+        inputs = [made.get((need, device)) or made[need, None] for need in stage.needs.values()]
+        mark = [
+            device if stage.bundle else None,
+            inputs,
+            slice_of(config, stage, device),
+            overrides_of(config, stage, device),
+        ]
+        groups.setdefault(hash_json(mark), []).append(device)
+    return [tuple(group) for group in groups.values()]
+
+
+def config_of(project: Project, config: Config, stage: StageSpec, device: str | None) -> dict[str, Any] | None:
+    """Return the stage's slice of the configuration, with the device's own overrides in it."""
+    if stage.config is None:
+        return None
+    value = config.groups[stage.config]
+    overrides = overrides_of(config, stage, device)
+    if not overrides:
+        return value
+    file = find_file(project, "device", str(device))
+    where = project.relative(file) if file else f"device {device}"
+    merged = {**value, **overrides}
+    schema = config.schemas.get(stage.config)
+    return typed.check(f"{where}: overrides", stage.config, merged, schema) if schema else merged
+
+
+def overrides_of(config: Config, stage: StageSpec, device: str | None) -> dict[str, Any]:
+    """Return what the device's profile changes in the stage's group."""
+    overrides = config.devices.get(device or "", {}).get("overrides") or {}
+    found = overrides.get(stage.config) if stage.config else None
+    return dict(found) if isinstance(found, Mapping) else {}
+
+
+def slice_of(config: Config, stage: StageSpec, device: str | None) -> dict[str, Any] | None:
+    """Return what the stage may read of the device's profile."""
+    if not stage.device or device is None:
+        return None
+    profile = {key: value for key, value in config.devices[device].items() if key != "overrides"}
+    return profile if stage.device_fields is None else {key: profile[key] for key in stage.device_fields}
+
+
+def check_stage(project: Project, config: Config, stage: StageSpec) -> None:
+    """Raise PlanError where the stage names a group, a field or a key that does not exist."""
+    where = project.relative(config.files["pipeline"]) if "pipeline" in config.files else "pipeline"
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", stage.name):
+        raise PlanError(f"{where}: '{stage.name}' is no name for a stage: letters, digits and _ only")
+    if stage.config is not None and stage.config not in config.groups:
+        hint = nearest(stage.config, config.groups) or f"groups: {', '.join(config.groups)}"
+        raise PlanError(f"{where}: stage {stage.name}: there is no group '{stage.config}'", hint=hint)
+    for key in stage.sources:
+        if stage.config is None or key not in config.groups[stage.config]:
+            raise PlanError(f"{where}: stage {stage.name}: sources: '{key}' is no key of its configuration group")
+    for device, profile in config.devices.items():
+        for field in stage.device_fields or ():
+            if field not in profile:
+                raise PlanError(
+                    f"{where}: stage {stage.name}: device_fields: {device} has no '{field}'",
+                    hint=nearest(field, profile),
+                )
+        unknown = set(profile.get("overrides") or {}) - set(config.groups)
+        if unknown:
+            name = sorted(unknown)[0]
+            raise PlanError(
+                f"device {device}: overrides: there is no group '{name}'", hint=nearest(name, config.groups)
+            )
+
+
+def check_node(config: Config, node: Node) -> None:
+    """Call the stage's own check for each device that shares the node."""
+    stage = node.stage
+    if stage.check is None:
+        return
+    check = import_name(stage.check, f"stage {stage.name}: check")
+    schema, device_schema = config.schemas.get(stage.config or ""), config.schemas.get("device")
+    settings = typed.build(node.config, schema) if schema and node.config is not None else node.config
+    for device in node.devices if stage.per else ():
+        profile = config.devices[device]
+        check(settings, typed.build(profile, device_schema) if device_schema else profile)
+
+
+def source_path(project: Project, node: Node, key: str) -> Path:
+    """Return where an external input lies. It need not exist."""
+    return project.root / str((node.config or {})[key])

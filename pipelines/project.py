@@ -1,0 +1,73 @@
+"""Where a project is, and where things lie in it."""
+
+from __future__ import annotations
+
+import configparser
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from pipelines.errors import ConfigError
+
+
+def find_project(start: Path, config_dirs: tuple[Path, ...] = ()) -> Project:
+    """Return the project that holds `start`: its nearest parent with conf/ and pyproject.toml.
+
+    config_dirs: the user's own configuration, searched after the project's conf/. Raises ConfigError.
+    """
+    for folder in (start, *start.parents):
+        if (folder / "conf").is_dir() and (folder / "pyproject.toml").is_file():
+            break
+    else:
+        raise ConfigError(
+            f"no project here: neither {start} nor a parent of it holds conf/ and pyproject.toml",
+            hint="go to the project's folder, or name it with --project DIR",
+        )
+    for config_dir in config_dirs:
+        if not config_dir.is_dir():
+            raise ConfigError(f"--config-dir {config_dir}: no such folder", hint="it should hold groups, as conf/ does")
+    return Project(folder, config_dirs)
+
+
+@dataclass(frozen=True)
+class Project:
+    """A project's folders. `root` and `config_dirs` are absolute."""
+
+    root: Path
+    config_dirs: tuple[Path, ...] = ()
+
+    @property
+    def conf(self) -> Path:
+        return self.root / "conf"
+
+    @property
+    def state(self) -> Path:
+        """What this checkout knows beside its artifacts; it can be deleted at the cost of time only."""
+        return self.root / ".tapeout"
+
+    @property
+    def artifacts(self) -> Path:
+        return self.root / "artifacts"
+
+    @property
+    def import_roots(self) -> list[Path]:
+        """Folders in which stage functions are looked for, beside what Python has installed."""
+        roots = [self.root]
+        for config_dir in self.config_dirs:
+            roots += [config_dir, config_dir.parent]
+        return list(dict.fromkeys(roots))
+
+    @cached_property
+    def cache(self) -> Path:
+        """The folder of DVC's cache: `cache.dir` of .dvc/config.local or .dvc/config, by default .dvc/cache."""
+        control = self.root / ".dvc"
+        for name in ("config.local", "config"):
+            parser = configparser.ConfigParser()
+            parser.read(control / name)
+            if parser.has_option("cache", "dir"):
+                return (control / parser.get("cache", "dir").strip("'\"")).resolve()
+        return control / "cache"
+
+    def relative(self, path: Path) -> str:
+        """Return `path` as the project's files name it: relative, where it lies in the project."""
+        return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else path.as_posix()

@@ -1,0 +1,165 @@
+"""MLflow, fed by one process beside the build: `python -m pipelines.publish`. Nothing is published if nothing ran.
+
+The process starts with the first stage, so that MLflow's slow import is done when the build is. What is to be published
+waits in .tapeout/outbox until it has been: a build that is killed, or an MLflow that does not answer, loses nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pipelines
+from pipelines.config import Config
+from pipelines.display import Display
+from pipelines.project import Project
+from pipelines.store import write_file
+from pipelines.summary import Summary
+
+PATIENCE = 120.0  # s that a finished build waits for MLflow
+Publisher = subprocess.Popen[str]
+
+
+def start(project: Project, config: Config) -> Publisher | None:
+    """Start the publishing process, if the configuration wants one."""
+    if config.tracking.kind != "mlflow":
+        return None
+    paths = [str(Path(pipelines.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "MLFLOW_DISABLE_TELEMETRY": "true"}
+    project.state.mkdir(exist_ok=True)
+    with open(project.state / "publish.log", "w", encoding="utf-8") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "pipelines.publish"],
+            cwd=project.root,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            text=True,
+        )
+
+
+def finish(publisher: Publisher | None, project: Project, config: Config, summary: Summary, display: Display) -> None:
+    """Hand the build's summary to the publisher, and wait for it."""
+    outbox = project.state / "outbox"
+    if config.tracking.kind != "mlflow":
+        return
+    if publisher is not None:
+        write_file(outbox / f"{time.time_ns()}.json", json.dumps(payload(config, summary)).encode())
+    waiting = sorted(outbox.glob("*.json")) if outbox.is_dir() else []
+    if not waiting:
+        return
+    publisher = publisher or start(project, config)
+    assert publisher is not None
+    try:
+        publisher.communicate("\n".join(str(path) for path in waiting), timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        publisher.kill()
+        publisher.wait()
+    if publisher.returncode:
+        display.note(
+            f"MLflow did not take this build's run; the next build tries again. Why: {project.state}/publish.log"
+        )
+
+
+def keep(project: Project, summary: Summary) -> None:
+    """Write the summary where `tapeout report` looks for it."""
+    write_file(project.state / "last.json", json.dumps(summary.to_json(), indent=1).encode())
+
+
+def payload(config: Config, summary: Summary) -> dict[str, Any]:
+    """Return all that a publisher needs, as JSON."""
+    return {
+        "uri": config.tracking.uri,
+        "experiment": config.tracking.experiment,
+        "overrides": list(config.overrides),
+        "groups": config.groups,
+        "devices": config.devices,
+        "summary": summary.to_json(),
+        "started": int((time.time() - summary.seconds) * 1000),
+    }
+
+
+def main() -> None:
+    """Import MLflow, wait for the files on standard input, publish each and remove it."""
+    os.nice(10)
+    import mlflow
+
+    for name in sys.stdin.read().split("\n"):
+        path = Path(name)
+        if name and path.is_file():
+            publish(mlflow, json.loads(path.read_text(encoding="utf-8")))
+            path.unlink()
+
+
+def publish(mlflow: Any, build: dict[str, Any]) -> None:
+    """Make one run for the build and a child run for each device."""
+    mlflow.set_tracking_uri(build["uri"])
+    mlflow.set_experiment(build["experiment"])
+    summary = build["summary"]
+    nodes = summary["nodes"]
+    name = " ".join(build["overrides"]) or "build"
+    with mlflow.start_run(run_name=name, tags={"passed": str(summary["passed"]), "overrides": name}):
+        mlflow.log_params(dict(list(flattened(build["groups"]).items())[:100]))
+        log(mlflow, [("seconds", summary["seconds"], 0), *count_metrics(nodes)])
+        log(mlflow, [each for node in nodes if node["device"] is None for each in node_metrics(node, summary)])
+        mlflow.log_dict(summary, "summary.json")
+        for device, profile in build["devices"].items():
+            metrics = flattened(summary["metrics"].get(device, {}))
+            gates = [gate for gate in summary["gates"] if gate["device"] == device]
+            passed = device in summary["bundles"]
+            with mlflow.start_run(run_name=device, nested=True, tags={"device": device, "passed": str(passed)}):
+                mlflow.log_params(dict(list(flattened(profile).items())[:100]))
+                log(mlflow, [(key, value, 0) for key, value in metrics.items() if is_number(value)])
+                log(mlflow, [("gates.failed", sum(not gate["passed"] for gate in gates), 0)])
+                log(
+                    mlflow, [each for node in nodes if node["device"] == device for each in node_metrics(node, summary)]
+                )
+
+
+def count_metrics(nodes: list[dict[str, Any]]) -> list[tuple[str, float, int]]:
+    """Return how many nodes ended in each way."""
+    return [
+        (f"nodes.{status}", sum(n["status"] == status for n in nodes), 0) for status in ("built", "cached", "failed")
+    ]
+
+
+def node_metrics(node: dict[str, Any], summary: dict[str, Any]) -> list[tuple[str, float, int]]:
+    """Return a node's time and what its stage measured on the way, as (name, value, step)."""
+    found = [(f"{node['stage']}.seconds", node["seconds"], 0)] if node["status"] == "built" else []
+    for each in summary["measurements"].get(node["name"], []):
+        found.append((f"{node['stage']}.{each['name']}", each["value"], each["step"] or 0))
+    return found
+
+
+def log(mlflow: Any, metrics: list[tuple[str, float, int]]) -> None:
+    """Log metrics in batches: one call each would take 50 ms."""
+    now = int(time.time() * 1000)
+    client, run = mlflow.MlflowClient(), mlflow.active_run().info.run_id
+    entities = [mlflow.entities.Metric(key, float(value), now, step) for key, value, step in metrics]
+    for first in range(0, len(entities), 1000):
+        client.log_batch(run, metrics=entities[first : first + 1000])
+
+
+def flattened(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Return nested mappings and lists as {"a.b.0": value}, with names and values as MLflow takes them."""
+    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    if pairs is None:
+        return {prefix: value if is_number(value) else str(value)[:500]}
+    found: dict[str, Any] = {}
+    for key, each in pairs:
+        found |= flattened(each, f"{prefix}.{key}" if prefix else str(key))
+    return found
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""`tapeout report`: the last build as one self-contained page."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import ConfigError
+from pipelines.gates import describe
+from pipelines.project import Project
+from pipelines.tables import mebibytes, number, percent
+
+STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:#1b1b1b}
+table{border-collapse:collapse;margin:.5rem 0 1.5rem}
+th,td{padding:.2rem .8rem;border-bottom:1px solid #ddd;text-align:right}
+th:first-child,td:first-child{text-align:left}.bad{color:#b00020;font-weight:600}.good{color:#1a7f37}"""
+
+
+def write_report(project: Project) -> Path:
+    """Write artifacts/report.html from the last build's summary and return its path. Raises ConfigError."""
+    source = project.state / "last.json"
+    if not source.is_file():
+        raise ConfigError("there is no build to report", hint="run 'tapeout build' first")
+    summary = json.loads(source.read_text(encoding="utf-8"))
+    target = project.artifacts / "report.html"
+    target.parent.mkdir(exist_ok=True)
+    target.write_text("\n".join(page(summary)) + "\n", encoding="utf-8")
+    return target
+
+
+def page(summary: dict[str, Any]) -> Iterator[str]:
+    """Yield the lines of the page."""
+    verdict = '<span class="good">passed</span>' if summary["passed"] else '<span class="bad">failed</span>'
+    yield f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Tapeout</title><style>{STYLE}</style>'
+    yield f"<h1>Build {verdict}</h1><p>{summary['seconds']:.1f} s</p>"
+    for device, metrics in summary["metrics"].items():
+        yield from device_section(
+            device, metrics, [gate for gate in summary["gates"] if gate["device"] == device], summary
+        )
+    yield "<h2>Nodes</h2><table><tr><th>node<th>status<th>seconds<th>size<th>digest<th>why</tr>"
+    for node in summary["nodes"]:
+        kind = "bad" if node["status"] in ("failed", "skipped") else ""
+        why = html.escape(node["error"] or node["why"])
+        digest = (node["digest"] or "")[:12]
+        yield (
+            f'<tr><td>{node["name"]}<td class="{kind}">{node["status"]}<td>{node["seconds"]:.1f}'
+            f"<td>{mebibytes(node['size'])}<td><code>{digest}</code><td>{why}</tr>"
+        )
+    yield "</table></html>"
+
+
+def device_section(
+    device: str, metrics: dict[str, Any], gates: list[dict[str, Any]], summary: dict[str, Any]
+) -> Iterator[str]:
+    """Yield a device's tasks, parity and gates."""
+    bundle = summary["bundles"].get(device, "no bundle")
+    size = f", {mebibytes(metrics['size_bytes'])}" if metrics.get("size_bytes") else ""
+    yield f"<h2>{html.escape(device)}</h2><p>{html.escape(bundle)}{size}</p>"
+    yield "<table><tr><th>task<th>n<th>fp32<th>artifact<th>retention<th>interval</tr>"
+    for name, task in (metrics.get("tasks") or {}).items():
+        interval = f"{percent(task.get('retention_low'))} to {percent(task.get('retention_high'))}"
+        yield (
+            f"<tr><td>{html.escape(name)}<td>{task.get('n', '')}<td>{percent(task.get('fp32'))}"
+            f"<td>{percent(task.get('artifact'))}<td>{percent(task.get('retention'))}<td>{interval}</tr>"
+        )
+    yield "</table>"
+    parity = ", ".join(f"{html.escape(name)} {number(value)}" for name, value in (metrics.get("parity") or {}).items())
+    yield f"<p>Parity with the dequantized model: {parity or 'not measured'}</p>"
+    failed = [gate for gate in gates if not gate["passed"]]
+    yield f"<p>{len(gates) - len(failed)} of {len(gates)} gates passed</p>"
+    yield from (f'<p class="bad">{html.escape(describe(gate))}</p>' for gate in failed)

@@ -1,0 +1,122 @@
+"""A pipeline as its YAML declares it: stages, what each needs, and what the framework must know of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from pipelines.errors import PlanError, nearest
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """One stage.
+
+    run            the stage function, as package.module.function
+    config         the configuration group that it is given as `config`, or None
+    needs          {parameter: stage}: the artifacts that it is given
+    per            "device": one node for each device, equal nodes being one
+    device         whether it is given the device's profile as `device`
+    device_fields  the fields of the profile that it may read; None: all. Devices equal in these share a node
+    sources        {config key: "file" | "folder" | [patterns in a folder]}: inputs from outside
+    reads          patterns of project files, beside modules, that the stage's code reads
+    libraries      distributions whose versions can change the result ("python" is the interpreter)
+    check          a light function(config, device), called at plan time, that raises ConfigError
+    gates          the file of its artifact that holds gates; one that failed keeps what needs this stage from running
+    bundle         whether it makes a device's bundle, which lies at artifacts/<device>/
+    """
+
+    name: str
+    run: str
+    config: str | None = None
+    needs: Mapping[str, str] = field(default_factory=dict)
+    per: str | None = None
+    device: bool = False
+    device_fields: tuple[str, ...] | None = None
+    sources: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
+    reads: tuple[str, ...] = ()
+    libraries: tuple[str, ...] = ()
+    check: str | None = None
+    gates: str | None = None
+    bundle: bool = False
+
+    @property
+    def module(self) -> str:
+        return self.run.rpartition(".")[0]
+
+
+@dataclass(frozen=True)
+class PipelineSpec:
+    """schemas: package.module.NAME of a {group: dataclass} mapping, or None. stages: in order of their needs."""
+
+    schemas: str | None
+    stages: Mapping[str, StageSpec]
+
+
+def read_pipeline(value: Any, where: str) -> PipelineSpec:
+    """Return the pipeline that a resolved `pipeline` group declares; `where` is its file. Raises PlanError."""
+    if not isinstance(value, Mapping) or not isinstance(value.get("stages"), Mapping) or not value["stages"]:
+        raise PlanError(f"{where}: a pipeline needs `stages`, a mapping of names to stages")
+    refuse_unknown(value, {"schemas", "stages"}, f"{where}: pipeline")
+    stages = {name: read_stage(name, each, where) for name, each in value["stages"].items()}
+    for stage in stages.values():
+        for parameter, need in stage.needs.items():
+            if need not in stages:
+                raise PlanError(
+                    f"{where}: stage {stage.name} needs '{need}' for '{parameter}', and there is no such stage",
+                    hint=nearest(need, stages) or f"stages: {', '.join(stages)}",
+                )
+            if stages[need].per and not stage.per:
+                raise PlanError(
+                    f"{where}: stage {stage.name} is one for all devices, but needs {need}, which is one per device",
+                    hint=f"give {stage.name} `per: device`",
+                )
+    return PipelineSpec(value.get("schemas"), in_order(stages, where))
+
+
+def read_stage(name: str, value: Any, where: str) -> StageSpec:
+    """Return one stage of the pipeline. Raises PlanError for keys and values that a stage does not have."""
+    where = f"{where}: stage {name}"
+    if not isinstance(value, Mapping) or not isinstance(value.get("run"), str) or "." not in value["run"]:
+        raise PlanError(f"{where} needs `run: package.module.function`")
+    refuse_unknown(value, {each.name for each in fields(StageSpec)} - {"name"}, where)
+    if value.get("per") not in (None, "device"):
+        raise PlanError(f"{where}: per is '{value['per']}', and can only be 'device'")
+    if value.get("device") and not value.get("per"):
+        raise PlanError(f"{where} asks for the device's profile", hint="give it `per: device`")
+    if value.get("bundle") and not value.get("per"):
+        raise PlanError(f"{where} makes bundles, one for each device", hint="give it `per: device`")
+    frozen = {key: freeze(each) for key, each in value.items() if each is not None}
+    return StageSpec(name=name, **frozen)
+
+
+def refuse_unknown(value: Mapping[str, Any], known: set[str], where: str) -> None:
+    """Raise PlanError for a key that is not among `known`."""
+    for key in value:
+        if key not in known:
+            hint = nearest(key, known) or f"known keys: {', '.join(sorted(known))}"
+            raise PlanError(f"{where}: unknown key '{key}'", hint=hint)
+
+
+def in_order(stages: Mapping[str, StageSpec], where: str) -> dict[str, StageSpec]:
+    """Return the stages such that each comes after what it needs, else in the order of the file."""
+    ordered: dict[str, StageSpec] = {}
+    while len(ordered) < len(stages):
+        ready = [
+            s for s in stages.values() if s.name not in ordered and all(need in ordered for need in s.needs.values())
+        ]
+        if not ready:
+            circle = ", ".join(name for name in stages if name not in ordered)
+            raise PlanError(f"{where}: these stages need each other in a circle: {circle}")
+        ordered.update({stage.name: stage for stage in ready[:1]})
+    return ordered
+
+
+def freeze(value: Any) -> Any:
+    """Return lists as tuples, so that a spec cannot change."""
+    if isinstance(value, list):
+        return tuple(value)
+    if isinstance(value, Mapping):
+        return {key: freeze(each) for key, each in value.items()}
+    return value

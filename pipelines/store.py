@@ -1,0 +1,170 @@
+"""The content-addressed store, in the format of DVC's cache: files/md5/<2>/<30>, folders as .dir objects.
+
+DVC trusts any read-only object; this store does not: an object whose `stat` changed since it was last seen is hashed
+again, and dropped when it is not what it should be.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from pipelines.digests import Digests, FileDigest, hash_bytes
+from pipelines.errors import StoreError
+from pipelines.tree import Tree
+
+FICLONE = 0x40049409  # Linux: share the blocks of another file, copy on write
+
+
+class Store:
+    """Objects by content. `cache` is DVC's cache folder; `scratch`, on the same file system as the workspace, holds
+    what is not whole yet."""
+
+    def __init__(self, cache: Path, scratch: Path, digests: Digests) -> None:
+        self.objects = cache / "files" / "md5"
+        self.scratch = scratch
+        self.digests = digests
+
+    def put(self, folder: Path, tree: Tree) -> None:
+        """Store the files of `folder`, whose contents are `tree`. Raises StoreError."""
+        with storing(self.objects):
+            for name, digest in tree.files.items():
+                self.put_file(folder / name, digest)
+            self.put_bytes(tree.listing, suffix=".dir")
+
+    def put_file(self, path: Path, digest: FileDigest) -> None:
+        """Store one file, known to have `digest`."""
+        if not self.holds(digest):
+            self._write(self.object_path(digest.md5), lambda aside: clone(path, aside), digest)
+
+    def put_bytes(self, data: bytes, suffix: str = "") -> FileDigest:
+        """Store `data` and return its digest."""
+        digest = hash_bytes(data)
+        if not self.holds(digest, suffix):
+            self._write(self.object_path(digest.md5 + suffix), lambda aside: aside.write_bytes(data), digest)
+        return digest
+
+    def holds(self, digest: FileDigest, suffix: str = "") -> bool:
+        """Say whether the object is here and intact. A damaged one is dropped."""
+        path = self.object_path(digest.md5 + suffix)
+        if not path.is_file():
+            return False
+        if self.digests.of(path).sha256 == digest.sha256:
+            return True
+        path.unlink()
+        return False
+
+    def holds_tree(self, tree: Tree) -> bool:
+        """Say whether every file of `tree` is here and intact."""
+        return all([self.holds(digest) for digest in tree.files.values()])
+
+    def restore(self, tree: Tree, target: Path) -> None:
+        """Make the folder `target` hold exactly `tree`, which the store holds. It appears whole or not at all."""
+        with storing(target):
+            aside = self.new_folder()
+            for name, digest in tree.files.items():
+                path = aside / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                clone(self.object_path(digest.md5), path)
+                os.chmod(path, 0o644)
+            self.publish(aside, target)
+            for name, digest in tree.files.items():
+                self.digests.learn(target / name, digest)
+
+    def publish(self, folder: Path, target: Path) -> None:
+        """Move a whole folder to `target`, in the place of what was there."""
+        with storing(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self.discard(target)
+            os.rename(folder, target)
+
+    def discard(self, target: Path) -> None:
+        """Remove a file or folder of the workspace at one stroke."""
+        if target.is_symlink() or target.is_file():
+            target.unlink()
+        elif target.is_dir():
+            trash = self.new_folder()
+            os.rename(target, trash / "gone")
+            shutil.rmtree(trash, ignore_errors=True)
+
+    def new_folder(self) -> Path:
+        """Return a new empty folder in which something can be made ready."""
+        folder = self.scratch / uuid.uuid4().hex
+        folder.mkdir(parents=True)
+        return folder
+
+    def object_path(self, md5: str) -> Path:
+        return self.objects / md5[:2] / md5[2:]
+
+    def damaged(self) -> Iterator[tuple[Path, str]]:
+        """Rehash every object; yield those that are damaged, and why."""
+        if not self.objects.is_dir():
+            return
+        for path in sorted(self.objects.glob("??/*")):
+            expected = path.parent.name + path.name.removesuffix(".dir")
+            if len(expected) != 32:
+                continue  # something still being written
+            self.digests.known.pop(f"digest:{path}", None)
+            found = self.digests.of(path).md5
+            if found != expected:
+                yield path, f"its md5 is {found}"
+
+    def _write(self, target: Path, fill: Callable[[Path], object], digest: FileDigest) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+        try:
+            fill(aside)
+            with open(aside, "rb") as file:
+                os.fsync(file.fileno())
+            os.chmod(aside, 0o444)
+            os.replace(aside, target)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
+        self.digests.learn(target, digest)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file so that it is seen whole or not at all. Raises StoreError."""
+    with storing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        try:
+            with open(aside, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(aside, path)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
+
+
+def clone(source: Path, target: Path) -> None:
+    """Copy a file, sharing its blocks where the file system can (never its inode: an edit must not reach the store)."""
+    with open(source, "rb") as reader, open(target, "wb") as writer:
+        try:
+            fcntl.ioctl(writer.fileno(), FICLONE, reader.fileno())
+        except OSError:
+            shutil.copyfileobj(reader, writer, 1 << 20)
+
+
+@contextlib.contextmanager
+def storing(path: Path) -> Iterator[None]:
+    """Turn the file system's refusals into StoreError."""
+    try:
+        yield
+    except OSError as error:
+        hint = {
+            errno.ENOSPC: "free some disk space and build again; what was finished is kept",
+            errno.EDQUOT: "free some disk space and build again; what was finished is kept",
+            errno.EACCES: "make the folder writable and build again",
+            errno.EROFS: "the file system is read-only",
+        }.get(error.errno or 0, "")
+        raise StoreError(f"{error.filename or path} cannot be written: {error.strerror}", hint=hint) from error

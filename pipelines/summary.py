@@ -1,0 +1,93 @@
+"""What a build came to: for the terminal, for `--json`, for the report and for MLflow."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from pipelines.gates import failed_gates
+from pipelines.ledger import Record
+from pipelines.plan import Node
+
+
+@dataclass
+class NodeSummary:
+    """status: built, cached, failed or skipped. device: None where all devices share it."""
+
+    name: str
+    stage: str
+    device: str | None
+    devices: list[str]
+    status: str
+    seconds: float
+    key: str | None
+    digest: str | None
+    size: int = 0
+    why: str = ""
+    error: str = ""
+
+
+@dataclass
+class Summary:
+    """nodes: in the order in which they ended. gates and metrics: by device. bundles: {device: path in the project}."""
+
+    nodes: list[NodeSummary] = field(default_factory=list)
+    gates: list[dict[str, Any]] = field(default_factory=list)
+    bundles: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
+    measurements: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def passed(self) -> bool:
+        """Whether every node ended well and every gate passed."""
+        return all(node.status in ("built", "cached") for node in self.nodes) and all(
+            gate["passed"] for gate in self.gates
+        )
+
+    @property
+    def ran(self) -> bool:
+        """Whether any stage was started."""
+        return any(node.status in ("built", "failed") and node.key for node in self.nodes)
+
+    def add(
+        self,
+        node: Node,
+        all_devices: tuple[str, ...],
+        status: str,
+        record: Record | None = None,
+        seconds: float = 0.0,
+        key: str | None = None,
+        why: str = "",
+        error: str = "",
+    ) -> NodeSummary:
+        """Note how a node ended."""
+        own = node.stage.per and (node.stage.bundle or set(node.devices) != set(all_devices))
+        entry = NodeSummary(
+            name=node.name,
+            stage=node.stage.name,
+            device=node.devices[0] if own else None,
+            devices=list(node.devices),
+            status=status,
+            seconds=round(seconds, 3),
+            key=record.key if record else key,
+            digest=record.tree.digest if record else None,
+            size=record.tree.size if record else 0,
+            why=why,
+            error=error,
+        )
+        self.nodes.append(entry)
+        if record and node.stage.bundle:
+            self.bundles[node.devices[0]] = node.folder
+        return entry
+
+    def judge(self, node: Node, metrics: dict[str, Any]) -> list[dict[str, Any]]:
+        """Note the metrics and gates of a node's devices; return the gates that failed."""
+        for device in node.devices:
+            self.metrics[device] = metrics
+            self.gates += [{"device": device, "task": None, **gate} for gate in metrics["gates"]]
+        return failed_gates(metrics)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the summary for machines; see design.md."""
+        return {**asdict(self), "passed": self.passed}

@@ -1,0 +1,91 @@
+"""Values of the configuration against their types: a group's dataclass says which keys there are and of what kind."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException, ValidationError
+
+from pipelines.errors import ConfigError, nearest
+
+
+def check(where: str, group: str, value: Mapping[str, Any], schema: type) -> dict[str, Any]:
+    """Return `value` in its normal form: of the types that `schema` gives, as JSON can hold it.
+
+    where: the file that the group came from, for messages. Raises ConfigError for unknown, missing and ill-typed keys.
+    """
+    try:
+        typed = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(dict(value)))
+        missing = sorted(OmegaConf.missing_keys(typed))
+        if missing:
+            raise ConfigError(f"{where}: {group}.{missing[0]} has no value", hint=f"set it: {group}.{missing[0]}=...")
+        found = OmegaConf.to_container(typed, resolve=True, enum_to_str=True)
+    except ConfigKeyError as error:
+        raise unknown_key(where, group, str(error.full_key), schema) from error
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{where}: {group}.{error.full_key} has no value") from error
+    except ValidationError as error:
+        key = ".".join(filter(None, (group, str(error.full_key or ""))))
+        raise ConfigError(f"{where}: {key}: {first_line(error)}", hint=expected(schema, error.full_key)) from error
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{where}: {group}: {first_line(error)}") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{where}: {group} must be a mapping")
+    return {str(key): plain(each) for key, each in found.items()}
+
+
+def build(value: Mapping[str, Any], schema: type) -> Any:
+    """Return `schema`'s instance for a value that `check` has returned."""
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(dict(value))))
+
+
+def build_part(value: Mapping[str, Any], schema: type) -> dict[str, Any]:
+    """Return the fields in `value` as `schema`'s instance would have them, without those that are not in `value`."""
+    typed: Any = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(dict(value)))
+    return {
+        str(name): OmegaConf.to_object(typed[name]) if OmegaConf.is_config(typed[name]) else typed[name]
+        for name in value
+    }
+
+
+def unknown_key(where: str, group: str, key: str, schema: type) -> ConfigError:
+    """Return the error for a key that `schema` does not have."""
+    last = key.rpartition(".")[2]
+    known = sorted({field.name for each in reachable(schema) for field in dataclasses.fields(each)})
+    guess = nearest(last, known)
+    top = ", ".join(field.name for field in dataclasses.fields(schema))
+    return ConfigError(f"{where}: unknown key {group}.{key}", hint=guess or f"{group} has: {top}")
+
+
+def reachable(schema: type) -> list[Any]:
+    """Return `schema` and the dataclasses among the types of its fields, one level down."""
+    found: list[Any] = [schema]
+    hints = OmegaConf.structured(schema)
+    for field in dataclasses.fields(schema):
+        node = hints._get_node(field.name)
+        element = node._metadata.element_type if hasattr(node._metadata, "element_type") else node._metadata.object_type
+        found += [element] if dataclasses.is_dataclass(element) else []
+    return found
+
+
+def expected(schema: type, key: Any) -> str:
+    """Return what `schema` declares for `key`, in words."""
+    types = {field.name: field.type for field in dataclasses.fields(schema)}
+    name = str(key or "").partition(".")[0].partition("[")[0]
+    return f"expected {types[name]}" if name in types else ""
+
+
+def plain(value: Any) -> Any:
+    """Return `value` as JSON can hold it (a Path becomes text)."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]

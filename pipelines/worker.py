@@ -1,0 +1,154 @@
+"""The process that runs stages: `python -m pipelines.worker FD`. Heavy libraries are imported here and nowhere else."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+import typing
+from multiprocessing.connection import Connection
+from typing import Any
+
+from pipelines import typed
+from pipelines.errors import StageError, TapeoutError
+from pipelines.execute import Outcome, Report, Task
+from pipelines.workspace import Event, Log, Metric, Workspace
+
+
+def main() -> None:
+    """Run tasks as they come down the line, until it is closed."""
+    descriptor = int(sys.argv[1])
+    os.set_inheritable(descriptor, False)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    threading.Thread(target=leave_with_parent, args=(os.getppid(),), daemon=True).start()
+    with Connection(descriptor) as line:
+        while True:
+            try:
+                task: Task = line.recv()
+            except EOFError:
+                return
+            line.send(run(task, line))
+
+
+def run(task: Task, line: Connection) -> Outcome:
+    """Run a task with everything that it prints in its log."""
+    task.log.parent.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    error = hint = ""
+    with open(task.log, "w", encoding="utf-8") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+        try:
+            invoke(task, workspace(task, line))
+        except TapeoutError as found:
+            error, hint = found.message, found.hint
+            traceback.print_exc()
+        except BaseException as found:
+            error = f"{task.run} failed: {type(found).__name__}: {found}"
+            hint = f"the traceback is in {task.log}"
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    return Outcome(task.node, time.monotonic() - started, error, hint)
+
+
+def invoke(task: Task, work: Workspace) -> None:
+    """Call the stage function with what its parameters ask for."""
+    module, _, name = task.run.rpartition(".")
+    function = getattr(importlib.import_module(module), name, None)
+    if not callable(function):
+        raise StageError(f"run: {task.run}: module {module} has no function {name}")
+    hints = typing.get_type_hints(function)
+    given: dict[str, Any] = {}
+    for parameter in inspect.signature(function).parameters:
+        if parameter == "work":
+            given[parameter] = work
+        elif parameter == "config":
+            given[parameter] = settings(task)
+        elif parameter == "device":
+            given[parameter] = profile(task)
+        elif parameter in task.inputs:
+            kind = hints.get(parameter)
+            given[parameter] = kind(task.inputs[parameter]) if isinstance(kind, type) else task.inputs[parameter]
+        else:
+            raise StageError(
+                f"{task.run} has a parameter '{parameter}', which the pipeline does not give it",
+                hint=f"give stage {task.node} `needs: {{{parameter}: STAGE}}`",
+            )
+    function(**given)
+    if not any(path.is_file() for path in work.out.rglob("*")):
+        raise StageError(
+            f"{task.run} left no file in its output folder", hint="a stage writes its artifact to work.out"
+        )
+
+
+def settings(task: Task) -> Any:
+    """Return the stage's configuration as its dataclass, or with attribute access where it has none."""
+    from omegaconf import OmegaConf
+
+    schema = schemas(task).get(task.config_group or "")
+    return typed.build(task.config or {}, schema) if schema else OmegaConf.create(dict(task.config or {}))
+
+
+def profile(task: Task) -> Any:
+    """Return the device's profile with the fields that the stage has declared; reading another one is an error.
+
+    Were it not, two devices that differ there would wrongly share a node.
+    """
+    values = dict(task.device or {})
+    schema = schemas(task).get("device", object)
+    names = {field.name for field in dataclasses.fields(schema)} if dataclasses.is_dataclass(schema) else set()
+
+    def read(self: object, name: str) -> Any:
+        if name in names and name not in values:
+            raise StageError(f"{task.run} reads device.{name}", hint=f"declare it: device_fields: [..., {name}]")
+        return object.__getattribute__(self, name)
+
+    limited = type(schema.__name__, (schema,), {"__getattribute__": read})
+    instance: Any = object.__new__(limited)
+    vars(instance).update(typed.build_part(values, schema) if names else values)
+    return instance
+
+
+def schemas(task: Task) -> dict[str, Any]:
+    """Return the {group: dataclass} mapping of the pipeline."""
+    if task.schemas is None:
+        return {}
+    module, _, name = task.schemas.rpartition(".")
+    return dict(getattr(importlib.import_module(module), name))
+
+
+def workspace(task: Task, line: Connection) -> Workspace:
+    """Return the stage's workspace, whose events go up the line, into the log and into the file of measurements."""
+    last = 0.0
+
+    def send(event: Event) -> None:
+        nonlocal last
+        if isinstance(event, Log):
+            print(event.text, flush=True)
+        elif isinstance(event, Metric):
+            with open(task.metrics, "a", encoding="utf-8") as file:
+                file.write(json.dumps(dataclasses.asdict(event)) + "\n")
+        elif time.monotonic() - last > 0.1 or event.done >= event.total:
+            last = time.monotonic()
+            line.send(Report(task.node, event))
+
+    return Workspace(task.out, task.scratch, send)
+
+
+def leave_with_parent(parent: int) -> None:
+    """End this process when the build that started it is gone."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()
