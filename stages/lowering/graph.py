@@ -49,7 +49,7 @@ class LoweringTable:
     emitters: dict[str, Emitter] = field(default_factory=dict)
 
     def emitter(self, node: Node) -> Emitter:
-        """The emitter of node's operator. Raises LoweringError, which names the operator and its line, where none is."""
+        """The emitter of node's operator. Raises LoweringError, naming the operator and its line, where none is."""
         name = operator_name(node)
         if name in self.emitters:
             return self.emitters[name]
@@ -66,21 +66,26 @@ TABLES = {target: LoweringTable(target) for target in ("coreml", "onnx")}
 
 
 def register(target: str, *operators: str) -> Callable[[Emitter], Emitter]:
-    """Decorator: make an emitter the lowering of these operators for a target ("coreml" or "onnx"). The last one counts."""
+    """Decorator: make an emitter the lowering of these operators for a target, "coreml" or "onnx".
+
+    The last one counts, except that Tapeout's own never replace one from outside, whichever is imported first.
+    """
     if target not in TABLES:
         raise LoweringError(
             f"there is no lowering target '{target}'", hint=f"{nearest(target, TABLES)} Targets: {', '.join(TABLES)}."
         )
 
     def add(emitter: Emitter) -> Emitter:
-        TABLES[target].emitters.update(dict.fromkeys(operators, emitter))
+        emitters, ours = TABLES[target].emitters, emitter.__module__.startswith(__package__ + ".")
+        for name in operators:
+            emitters[name] = emitters.get(name, emitter) if ours else emitter
         return emitter
 
     return add
 
 
 def emit(program: ExportedProgram, target: str, context: Any, inputs: Mapping[str, Any]) -> list[Any]:
-    """Run the target's emitters over the program's nodes, in order, and return what they gave for the program's outputs.
+    """Run the target's emitters over the program's nodes, in order; return what they gave for the program's outputs.
 
     inputs: for each user input, by its name in the graph (list items are name_0, name_1, ...), the target's value.
     Raises LoweringError for an operator without a lowering, before anything is emitted.

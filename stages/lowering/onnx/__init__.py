@@ -29,14 +29,25 @@ def lower_onnx(
              and .value (1, KV, P, head_dim) float32 -> logits (1, N, vocabulary) float32, present.I.key and .value.
              N is any number. P is `context` (give the same buffer as past and present), or the rows before position.
 
-    accuracy_level: 0 or 1 computes with float32 inputs, 4 rounds the inputs of quantized products to int8, block by
-    block (faster; int8 weights need it to be of use). context: rows of the rotary tables, the most that can be generated.
+    context: rows of the rotary tables, the most that prompt and answer can have. accuracy_level: 0 or 1 computes with
+    float32 inputs, 4 rounds the inputs of quantized products to int8, block by block (faster; int8 weights need it).
     Raises LoweringError for an operator or a weight format that ONNX Runtime cannot hold.
     """
     settings = {"accuracy_level": accuracy_level, "context": context}
+    text = config.text
     return {
         "runtime": "onnxruntime",
         "files": {"encoder": "encoder.onnx", "decoder": "decoder.onnx"},
+        "context": context,
+        "prefill_chunk": None,
+        "image_size": config.vision.image_size,
+        "image_tokens": config.vision.tokens,
+        "hidden": text.hidden_size,
+        "layers": text.num_hidden_layers,
+        "kv_heads": text.num_key_value_heads,
+        "head_dim": text.head_dim,
+        "vocab": text.vocab_size,
+        "image_token_id": config.image_token_id,
         "functions": {
             "encoder": _lower_encoder(config, GraphBuilder(out / "encoder.onnx", store, **settings)),
             "decoder": _lower_decoder(config, GraphBuilder(out / "decoder.onnx", store, **settings)),
@@ -76,10 +87,14 @@ def _lower_decoder(config: ModelConfig, graph: GraphBuilder) -> dict[str, Any]:
 def _save(graph: GraphBuilder, name: str, inputs: list[ir.Value], outputs: dict[str, Any]) -> dict[str, Any]:
     attention.fuse_residuals(graph)
     graph.save(name, inputs, outputs)
-    described = [*inputs, *(value for value, _ in outputs.values())]
-    entries = {
-        str(value.name): {"shape": list(value.shape or ()), "dtype": _DTYPES[value.dtype]}  # type: ignore[index]
-        for value in described
+    return {
+        "file": graph.path.name,
+        "inputs": {str(value.name): _described(value) for value in inputs},
+        "outputs": {str(value.name): _described(value) for value, _ in outputs.values()},
+        "states": {},
     }
-    count = len(inputs)
-    return {"inputs": dict(list(entries.items())[:count]), "outputs": dict(list(entries.items())[count:]), "states": {}}
+
+
+def _described(value: ir.Value) -> dict[str, Any]:
+    sizes = [size if isinstance(size, int) else str(size.value) for size in value.shape or ()]
+    return {"shape": sizes, "dtype": _DTYPES[value.dtype]}  # type: ignore[index]

@@ -119,7 +119,7 @@ def _cast(graph: GraphBuilder, x: ir.Value, dtype: ir.DataType) -> ir.Value:
 
 
 def _rotary_tables(graph: GraphBuilder, head_dim: int, theta: float) -> tuple[ir.Value, ir.Value]:
-    """Cosines and sines (context, head_dim / 2) float32, computed in float64 so that every machine rounds to the same."""
+    """Cosines and sines (context, head_dim / 2) float32, computed in float64: every machine rounds to the same."""
     key = ("rotary", head_dim, theta)
     if key not in graph.shared:
         frequencies = theta ** -(np.arange(0, head_dim, 2) / head_dim)

@@ -1,4 +1,4 @@
-"""An ONNX graph under construction: operators, constants, and weights in external data, written as they are asked for."""
+"""An ONNX graph under construction: operators, constants, and weights, streamed into external data."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ class GraphBuilder:
     """What an emitter is given as `context`.
 
     Values are onnx_ir.Value with their dtype set. Weights go to `<path>.data` at once and only their place stays in
-    memory; no path is written but that file's name. accuracy_level: how MatMulNBits may round its input (see operators).
+    memory; no path is written but that file's name. accuracy_level: of MatMulNBits. context: rows of the rotary tables.
     """
 
     def __init__(self, path: Path, store: QuantizedStore, *, accuracy_level: int, context: int):
@@ -30,7 +30,7 @@ class GraphBuilder:
         self.residuals: list[ir.Value] = []  # norms of a sum, to be fused with it
         self._nodes: list[ir.Node] = []
         self._initializers: dict[str, ir.Value] = {}
-        self._data = open(self.path.with_name(self.path.name + ".data"), "wb")
+        self._data = self.path.with_name(self.path.name + ".data").open("wb")  # save() closes it
 
     def input(self, name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> ir.Value:
         return ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
@@ -44,7 +44,7 @@ class GraphBuilder:
         dtype: ir.DataType | None = None,
         **attributes: Any,
     ) -> Any:
-        """Append a node and return its output, or a list of them. dtype: of the outputs, where it is not the first input's."""
+        """Append a node; return its output, or a list of them. dtype: of the outputs, if not the first input's."""
         values = [self.tensor(value) if isinstance(value, Weight) else value for value in inputs]
         node = ir.node(operator, values, attributes, domain=domain, num_outputs=outputs)
         for index, output in enumerate(node.outputs):
@@ -78,7 +78,7 @@ class GraphBuilder:
         return dense(self, weight)
 
     def stored(self, name: str, array: NDArray[Any], dtype: ir.DataType, shape: Sequence[int]) -> ir.Value:
-        """An initializer over these bytes (packed already where dtype has under 8 bits), appended to the external data."""
+        """An initializer over these bytes, packed already where dtype has under 8 bits, appended to the data."""
         place = self.append(array)
         return self.placed(name, place, dtype, shape)
 
@@ -105,7 +105,7 @@ class GraphBuilder:
     def save(
         self, name: str, inputs: Sequence[ir.Value], outputs: dict[str, tuple[ir.Value, Sequence[int | str]]]
     ) -> None:
-        """Write the model. outputs: name -> value and shape. Nodes and initializers that no output needs are left out."""
+        """Write the model. outputs: name -> value and shape. What no output needs is left out."""
         self._data.close()
         results = []
         for label, (value, shape) in outputs.items():

@@ -114,8 +114,9 @@ def rms_norm(
     result = graph.op("SimplifiedLayerNormalization", x, scale, axis=-1, epsilon=epsilon, stash_type=1)
     added = node.args[0]
     assert isinstance(added, Node)
-    if added.target is torch.ops.aten.add.Tensor and len(shape_of(added)) == 3 and not added.kwargs:
-        if all(isinstance(term, Node) and shape_of(term) == shape_of(added) for term in added.args):
+    if added.target is torch.ops.aten.add.Tensor and len(shape_of(added)) == 3:
+        whole = [isinstance(term, Node) and shape_of(term) == shape_of(added) for term in added.args]
+        if all(whole):
             graph.residuals.append(result)
     return result
 

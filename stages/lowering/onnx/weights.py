@@ -6,8 +6,8 @@
     affine elsewhere      codes, minus zero points, times scales, folded when the model is loaded
     palette               none: LoweringError
 
-A scale holds for `group_size` columns; MatMulNBits wants blocks of a power of two, at least 16. Where a group is larger,
-its scale is repeated when the model is loaded, so that the file holds it once.
+A scale holds for `group_size` columns; MatMulNBits wants blocks of a power of two, at least 16. Where a group is
+larger, its scale is repeated when the model is loaded, so that the file holds it once.
 """
 
 import math
@@ -89,11 +89,11 @@ def embedding(graph: GraphBuilder, indices: ir.Value, weight: Weight) -> ir.Valu
 
 def supported_formats() -> tuple[str, ...]:
     """What a weight may be in ONNX Runtime, in the words of a device profile's weight_formats."""
-    return ("float32", "float16", *(f"affine{bits}" for bits in reversed(SUPPORTED_BITS)))
+    return ("float32", "float16", *(f"affine-int{bits}" for bits in reversed(SUPPORTED_BITS)))
 
 
 def block_size(columns: int, group_size: int) -> int | None:
-    """The block of MatMulNBits for a group: a power of two, 16 to 128, that divides it. A whole row may be padded instead.
+    """The block of MatMulNBits for a group: a power of two, 16 to 128, that divides it; a whole row may be padded.
 
     None where there is none (groups of 8, of 24, ...).
     """
@@ -186,7 +186,7 @@ def _cast(graph: GraphBuilder, value: ir.Value) -> ir.Value:
 
 
 def _dequantized(graph: GraphBuilder, name: str, form: TensorFormat) -> ir.Value:
-    """(code - zero point) * scale by operators that the runtime folds at load; a DequantizeLinear would run every time."""
+    """(code - zero point) * scale, which the runtime folds at load; a DequantizeLinear would run every time."""
     grouped = (form.rows, form.groups, form.group_size)
     dtype = {2: ir.DataType.UINT2, 4: ir.DataType.UINT4, 8: ir.DataType.UINT8}[form.bits]
     codes = pack_bits(graph.store.codes(name), form.bits)

@@ -1,0 +1,1 @@
+"""What executes an artifact, each behind one protocol: ONNX Runtime, and the Core ML reference executor."""

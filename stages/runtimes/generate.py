@@ -1,0 +1,85 @@
+"""Greedy generation, token by token, on any runtime behind the session protocol."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.errors import StageError
+from stages.runtimes.session import VisionLanguageSession
+
+
+def generate(
+    session: VisionLanguageSession,
+    ids: Sequence[int],
+    features: NDArray[np.float32],
+    *,
+    end_id: int,
+    max_new_tokens: int,
+) -> list[int]:
+    """The most likely next token again and again, until end_id (left out) or max_new_tokens or the context is full.
+
+    ids: the prompt, with the image token once for each of features' rows (T, D). Raises StageError where the prompt
+    does not fit the context, or has another number of image tokens.
+    """
+    cache = session.start()
+    logits = prefill(session, cache, ids, image_rows(session, ids, features))[-1]
+    blank = np.zeros((1, features.shape[1]), np.float32)
+    context = int(session.description["context"])
+    answer: list[int] = []
+    while len(answer) < max_new_tokens:
+        token = int(logits.argmax())
+        if token == end_id:
+            break
+        answer.append(token)
+        position = len(ids) + len(answer) - 1
+        if len(answer) == max_new_tokens or position >= context:
+            break
+        logits = session.step([token], blank, position, cache)[-1]
+    return answer
+
+
+def score(
+    session: VisionLanguageSession, ids: Sequence[int], features: NDArray[np.float32], answer: Sequence[int]
+) -> NDArray[np.float32]:
+    """Teacher forcing: the logits (len(answer), V) from which each token of the answer would have been chosen."""
+    cache = session.start()
+    prompt = prefill(session, cache, ids, image_rows(session, ids, features))
+    if len(answer) < 2:
+        return prompt[-1:][: len(answer)]
+    blank = np.zeros((len(answer) - 1, features.shape[1]), np.float32)
+    return np.concatenate([prompt[-1:], prefill(session, cache, answer[:-1], blank, len(ids))])
+
+
+def prefill(
+    session: VisionLanguageSession, cache: Any, ids: Sequence[int], rows: NDArray[np.float32], position: int = 0
+) -> NDArray[np.float32]:
+    """Run ids (N) with rows (N, D) from position on, in as few steps as the session takes. Returns logits (N, V)."""
+    context = int(session.description["context"])
+    if not ids or position + len(ids) > context:
+        raise StageError(
+            f"a prompt of {len(ids)} tokens at position {position} does not fit the context of {context}",
+            hint="Ask a shorter question, or convert with a larger context (device profile: context).",
+        )
+    chunk = session.chunk or len(ids)
+    steps = [
+        session.step(ids[start : start + chunk], rows[start : start + chunk], position + start, cache)
+        for start in range(0, len(ids), chunk)
+    ]
+    return np.concatenate(steps)
+
+
+def image_rows(
+    session: VisionLanguageSession, ids: Sequence[int], features: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """features (T, D) spread over the prompt: (N, D), row i of use where ids[i] is the image token, zeros elsewhere."""
+    places = np.asarray(ids) == session.description["image_token_id"]
+    if int(places.sum()) != len(features):
+        raise StageError(
+            f"the prompt has {int(places.sum())} image tokens, the image gave {len(features)} visual tokens",
+            hint="Make the prompt with stages.data.prompt, which puts in one for each.",
+        )
+    rows = np.zeros((len(ids), features.shape[1]), np.float32)
+    rows[places] = features
+    return rows
