@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 from pathlib import Path
@@ -37,6 +38,9 @@ def main(arguments: list[str] | None = None) -> int:
     except TapeoutError as error:
         print(f"tapeout: {error}", file=sys.stderr)
         return error.exit_status
+    except BrokenPipeError:  # what reads our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         print("tapeout: stopped; what was finished is kept", file=sys.stderr)
         return 130

@@ -1,8 +1,8 @@
 """The key of a node: the sha256 of all that can change its result.
 
 Source of the stage's module and of what it imports from this project, without comments and docstrings; the versions of
-the libraries that the stage declares; its slice of the resolved configuration and of the device's profile; the contents of
-its inputs, of external inputs and of other project files that it declares. Where inputs lie is no part of it.
+the libraries that the stage declares; its slice of the resolved configuration and of the device's profile; the contents
+of its inputs, of external inputs and of other project files that it declares. Where inputs lie is no part of it.
 """
 
 from __future__ import annotations

@@ -59,8 +59,13 @@ class Project:
 
     @cached_property
     def cache(self) -> Path:
-        """The folder of DVC's cache: `cache.dir` of .dvc/config.local or .dvc/config, by default .dvc/cache."""
+        """The folder of DVC's cache: `cache.dir` of .dvc/config.local or .dvc/config, by default .dvc/cache.
+
+        A project without DVC keeps the same objects in .tapeout/cache (`dvc init` wants to make .dvc/ itself).
+        """
         control = self.root / ".dvc"
+        if not (control / "config").is_file():
+            return self.state / "cache"
         for name in ("config.local", "config"):
             parser = configparser.ConfigParser()
             parser.read(control / name)
