@@ -1,0 +1,177 @@
+"""From a function's protobuf to operations with kernels: constants unpacked, operations on constants folded."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pipelines.errors import nearest
+from stages.runtimes.coreml_reference import layers, tensors  # noqa: F401  (their rules register themselves)
+from stages.runtimes.coreml_reference.operators import DTYPES, OPERATORS, Array, Call, Kernel
+from stages.runtimes.coreml_reference.package import Package, ProgramError, type_names
+
+if TYPE_CHECKING:
+    from stages.runtimes.coreml_reference.program import Constants
+
+Signature = dict[str, tuple[tuple[int, ...], torch.dtype]]
+_STATE_OPERATORS = ("read_state", "write_state", "coreml_update_state")
+
+
+@dataclass
+class Operation:
+    """An operation that runs: the values that it reads (by name, in its kernel's order) and makes.
+
+    `state`: the state that it touches. `in_place`, `skip` and `copies` are decided by states.py.
+    """
+
+    kind: str
+    kernel: Kernel
+    sources: list[str]
+    sinks: list[str]
+    state: str = ""
+    in_place: bool = False
+    skip: bool = False
+    copies: bool = False
+
+
+@dataclass
+class Translation:
+    """A function as operations. dtypes and ranks: of every value; float16 is the executor's own choice of dtype."""
+
+    inputs: Signature
+    states: Signature
+    outputs: list[str]
+    operations: list[Operation] = field(default_factory=list)
+    constants: dict[str, Any] = field(default_factory=dict)
+    dtypes: dict[str, torch.dtype] = field(default_factory=dict)
+    ranks: dict[str, int] = field(default_factory=dict)
+
+
+def translate(name: str, package: Package, constants: "Constants") -> Translation:
+    """Raises ProgramError where operators are missing from the table, naming them all."""
+    function = package.model.mlProgram.functions[name]
+    block = function.block_specializations[function.opset]
+    _check_operators(package, name, block)
+    program = Translation(*_signature(function, constants.float16), outputs=list(block.outputs))
+    for feature, (shape, dtype) in (program.inputs | program.states).items():
+        program.dtypes[feature], program.ranks[feature] = dtype, len(shape)
+    for operation in block.operations:
+        _translate(operation, program, constants)
+    return program
+
+
+def rounded(kernel: Kernel, halves: list[bool], dtype: torch.dtype) -> Array:
+    """The kernel on values as the program declares them: wide ones read float32 copies and round once, to `dtype`.
+
+    halves: which operands are float16 and no constants (of those, the float32 copies exist already).
+    """
+    function = kernel.function
+    if not kernel.wide:
+        return function
+    if halves[0] and not any(halves[1:]):
+        return lambda first, *others: function(first.float(), *others).to(dtype)
+    return lambda *values: function(
+        *(value.float() if half else value for value, half in zip(values, halves, strict=True))
+    ).to(dtype)
+
+
+def _check_operators(package: Package, name: str, block: Any) -> None:
+    known = {"const", *_STATE_OPERATORS, *OPERATORS}
+    missing = sorted({op.type for op in block.operations if op.type not in known and "constexpr_" not in op.type})
+    if missing:
+        guess = nearest(missing[0], OPERATORS)
+        raise ProgramError(
+            f"{package.path}, function '{name}': the reference executor does not know {', '.join(missing)}",
+            hint=f"{guess + ' ' if guess else ''}Add a rule with @operator (coreml_reference/operators.py).",
+        )
+
+
+def _signature(function: Any, float16: torch.dtype) -> tuple[Signature, Signature]:
+    inputs: Signature = {}
+    states: Signature = {}
+    for feature in function.inputs:
+        is_state = feature.type.WhichOneof("type") == "stateType"
+        kind = feature.type.stateType.wrappedType if is_state else feature.type
+        (states if is_state else inputs)[feature.name] = (_shape(kind), _dtype(kind, float16))
+    return inputs, states
+
+
+def _shape(kind: Any) -> tuple[int, ...]:
+    return tuple(
+        dimension.constant.size if dimension.WhichOneof("dimension") == "constant" else -1
+        for dimension in kind.tensorType.dimensions
+    )
+
+
+def _dtype(kind: Any, float16: torch.dtype) -> torch.dtype:
+    name = type_names()[kind.tensorType.dataType].lower().replace("float", "fp")
+    return float16 if name == "fp16" else DTYPES.get(name, torch.int32)
+
+
+def _translate(operation: Any, program: Translation, constants: "Constants") -> None:
+    """Add an operation to the program: as a constant where all that it reads is constant, else to be run."""
+    sinks = [output.name for output in operation.outputs]
+    for output in operation.outputs:
+        program.dtypes[output.name] = _dtype(output.type, constants.float16)
+        program.ranks[output.name] = len(output.type.tensorType.dimensions)
+    if operation.type == "const":
+        program.constants[sinks[0]] = constants.value(operation.attributes["val"])
+    elif operation.type.startswith("constexpr_"):
+        program.constants.update(zip(sinks, constants.constexpr(operation, program.constants), strict=True))
+    else:
+        bindings = {
+            argument: [_bound(binding, program, constants) for binding in operation.inputs[argument].arguments]
+            for argument in sorted(operation.inputs)
+        }
+        if operation.type in _STATE_OPERATORS:
+            program.operations += _state_operations(operation.type, bindings, sinks)
+        else:
+            _translate_call(operation.type, bindings, sinks, program, constants)
+
+
+def _bound(binding: Any, program: Translation, constants: "Constants") -> str:
+    """The name of what an argument is bound to; a literal becomes a constant with a name of its own."""
+    if binding.WhichOneof("binding") == "name":
+        return str(binding.name)
+    name = f"literal {len(program.constants)}"
+    program.constants[name] = value = constants.value(binding.value)
+    program.ranks[name] = value.dim() if isinstance(value, torch.Tensor) else 0
+    return name
+
+
+def _state_operations(kind: str, bindings: dict[str, list[str]], sinks: list[str]) -> list[Operation]:
+    state = bindings["state" if "state" in bindings else "input"][0]
+    operations = []
+    if kind != "read_state":
+        value = bindings["value" if "value" in bindings else "data"][0]
+        write = Kernel(lambda held, new: held.copy_(new), ("state", "value"))
+        operations.append(Operation("write_state", write, [state, value], [], state))
+    if sinks:
+        operations.append(
+            Operation("read_state", Kernel(lambda held: held, ("state",), view=True), [state], sinks, state)
+        )
+    return operations
+
+
+def _translate_call(
+    kind: str, bindings: dict[str, list[str]], sinks: list[str], program: Translation, constants: "Constants"
+) -> None:
+    single = {argument: names[0] for argument, names in bindings.items() if len(names) == 1}
+    call = Call(
+        kind,
+        sinks[0],
+        frozenset(bindings),
+        {argument: program.constants[name] for argument, name in single.items() if name in program.constants},
+        {argument: program.ranks[name] for argument, name in single.items() if name in program.ranks},
+        constants.float16,
+    )
+    kernel = OPERATORS[kind](call)
+    sources = [name for argument in kernel.operands for name in bindings[argument]]
+    if not all(source in program.constants for source in sources):
+        program.operations.append(Operation(kind, kernel, sources, sinks))
+        return
+    values = [program.constants[source] for source in sources]
+    halves = [value.dtype == torch.float16 for value in values]
+    with torch.inference_mode():
+        results = rounded(kernel, halves, program.dtypes[sinks[0]])(*values)
+    program.constants.update(zip(sinks, results if len(sinks) > 1 else [results], strict=True))
