@@ -17,7 +17,7 @@ from pipelines import gates, publish, record
 from pipelines.checkout import Checkout, opened
 from pipelines.config import Config
 from pipelines.display import Display
-from pipelines.errors import ConfigError, GateError, StageError, nearest
+from pipelines.errors import ConfigError, GateError, StageError, suggestion
 from pipelines.execute import Executor, Outcome, Schedule, Task
 from pipelines.explain import reason
 from pipelines.plan import Node, Plan
@@ -251,7 +251,7 @@ def make_executor(project: Project, config: Config, jobs: int | None) -> Executo
     kinds = {"local": LocalExecutor}
     kind = config.executor.kind
     if kind not in kinds:
-        raise ConfigError(f"executor.kind: there is no '{kind}'", hint=nearest(kind, kinds) or "kinds: local")
+        raise ConfigError(f"executor.kind: there is no '{kind}'", hint=suggestion(kind, kinds, "kinds"))
     count = jobs or config.executor.jobs or len(os.sched_getaffinity(0))
     return kinds[kind](project.root, count)
 

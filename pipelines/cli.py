@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from pipelines.errors import ConfigError, TapeoutError, nearest
+from pipelines.errors import ConfigError, TapeoutError, suggestion
 from pipelines.project import Project, find_project
 
 COMMANDS = {
@@ -69,7 +69,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, metavar="N", help="worker processes; by default one a core")
     options = parser.parse_intermixed_args(arguments)
     if options.command not in COMMANDS:
-        hint = nearest(options.command, COMMANDS) or f"commands: {', '.join(COMMANDS)}"
+        hint = suggestion(options.command, COMMANDS, "commands")
         raise ConfigError(f"there is no command '{options.command}'", hint=hint)
     if options.jobs is not None and options.jobs < 1:
         raise ConfigError(f"--jobs {options.jobs}: at least one worker is needed")

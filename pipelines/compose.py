@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from pipelines.errors import ConfigError, nearest
+from pipelines.errors import ConfigError, suggestion
 from pipelines.project import Project
 
 
@@ -58,8 +58,10 @@ def missing_file(project: Project, name: str) -> ConfigError:
     if not group or not any(folder.is_dir() for folder in folders):
         return ConfigError(f"conf/{name}: no such file")
     known = sorted(path.stem for folder in folders if folder.is_dir() for path in folder.glob("*.yaml"))
-    hint = "; ".join(filter(None, [nearest(choice, known), f"conf/{group} has: {', '.join(known)}"]))
-    return ConfigError(f"{group}={choice}: there is no conf/{group}/{choice}.yaml", hint=hint)
+    title = f"conf/{group} has"
+    return ConfigError(
+        f"{group}={choice}: there is no conf/{group}/{choice}.yaml", hint=suggestion(choice, known, title)
+    )
 
 
 def impossible_override(project: Project, error: ConfigCompositionException, overrides: list[str]) -> ConfigError:
@@ -70,11 +72,9 @@ def impossible_override(project: Project, error: ConfigCompositionException, ove
         return ConfigError(f"an override cannot be applied: {str(error).partition(chr(10))[0]}", hint=str(cause or ""))
     path, last = str(key).rpartition(".")[0], str(key).rpartition(".")[2]
     known = keys_of(parent, project if not path else None)
-    guess = nearest(last, known)
     given = next((each for each in overrides if each.lstrip("+~").startswith(str(key))), str(key))
     where = f"{path} has no key '{last}'" if path else f"there is no group or key '{last}'"
-    hint = "; ".join(filter(None, [guess, f"known: {', '.join(known)}"]))
-    return ConfigError(f"{given}: {where}", hint=hint)
+    return ConfigError(f"{given}: {where}", hint=suggestion(last, known, f"{path} has" if path else "there are"))
 
 
 def keys_of(node: Any, project: Project | None) -> list[str]:

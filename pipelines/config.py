@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import typed
-from pipelines.errors import ConfigError, PlanError, nearest
+from pipelines.errors import ConfigError, PlanError, suggestion
 from pipelines.project import Project
 from pipelines.spec import PipelineSpec, read_pipeline
 
@@ -56,7 +56,7 @@ def load_config(project: Project, overrides: list[str]) -> Config:
     refuse_strangers(project, values)
     pipeline = read_pipeline(values.get("pipeline"), named(project, files, "pipeline"))
     schemas = import_schemas(pipeline.schemas, named(project, files, "pipeline"))
-    devices = check_devices(project, values.get("device") or {}, schemas.get("device"))
+    devices = check_devices(project, values.get("device") or {}, schemas.get("device"), overrides)
     files |= {f"device.{name}": file for name in devices if (file := find_file(project, "device", name))}
     own: dict[str, type] = {"executor": ExecutorConfig, "tracking": TrackingConfig}
     own_defaults = {
@@ -68,7 +68,7 @@ def load_config(project: Project, overrides: list[str]) -> Config:
         if group in ("pipeline", "device"):
             continue
         schema = own.get(group) or schemas.get(group)
-        where = named(project, files, group)
+        where = origin(project, files, group, overrides)
         if schema is not None and not isinstance(value, Mapping):
             raise ConfigError(f"{where}: {group} must be a mapping, and is {value!r}")
         groups[group] = typed.check(where, group, value, schema) if schema else typed.plain(value)
@@ -84,7 +84,7 @@ def load_config(project: Project, overrides: list[str]) -> Config:
     )
 
 
-def check_devices(project: Project, value: Any, schema: type | None) -> dict[str, dict[str, Any]]:
+def check_devices(project: Project, value: Any, schema: type | None, overrides: list[str]) -> dict[str, dict[str, Any]]:
     """Return the chosen profiles by name. Raises ConfigError."""
     devices: dict[str, dict[str, Any]] = {}
     for name, profile in value.items():
@@ -96,7 +96,7 @@ def check_devices(project: Project, value: Any, schema: type | None) -> dict[str
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", str(name)):
             raise ConfigError(f"device '{name}': a name holds only letters, digits, - and _")
         file = find_file(project, "device", name)
-        where = project.relative(file) if file else f"device {name}"
+        where = origin(project, {f"device.{name}": file} if file else {}, f"device.{name}", overrides)
         checked = typed.check(where, f"device.{name}", profile, schema) if schema else typed.plain(profile)
         if checked.get("name", name) != name:
             raise ConfigError(
@@ -123,20 +123,22 @@ def import_name(name: str, where: str) -> Any:
         raise PlanError(f"{where}: {name} cannot be imported: no module named {error.name}") from error
     except AttributeError as error:
         known = [each for each in dir(importlib.import_module(module)) if not each.startswith("_")]
-        raise PlanError(f"{where}: module {module} has no {attribute}", hint=nearest(attribute, known)) from error
+        raise PlanError(
+            f"{where}: module {module} has no {attribute}", hint=suggestion(attribute, known, f"{module} has")
+        ) from error
 
 
 def refuse_strangers(project: Project, values: Mapping[str, Any]) -> None:
     """Raise ConfigError for a top-level key that neither a group nor config.yaml has."""
     import yaml
 
-    known = {
+    known = {"executor", "tracking"} | {
         folder.name for base in (project.conf, *project.config_dirs) for folder in base.iterdir() if folder.is_dir()
     }
-    known |= set(yaml.safe_load((project.conf / "config.yaml").read_text(encoding="utf-8")) or {})
+    known |= set(yaml.safe_load((project.conf / "config.yaml").read_text(encoding="utf-8")) or {}) - {"defaults"}
     for key in values:
         if key not in known:
-            raise ConfigError(f"unknown key '{key}'", hint=nearest(key, known) or f"groups: {', '.join(sorted(known))}")
+            raise ConfigError(f"unknown key '{key}'", hint=suggestion(key, known, "there are"))
 
 
 def find_file(project: Project, group: str, choice: str) -> Path | None:
@@ -147,3 +149,9 @@ def find_file(project: Project, group: str, choice: str) -> Path | None:
 
 def named(project: Project, files: Mapping[str, Path], group: str) -> str:
     return project.relative(files[group]) if group in files else group
+
+
+def origin(project: Project, files: Mapping[str, Path], group: str, overrides: list[str]) -> str:
+    """Return where a group's values come from, for messages: its file, and the overrides that changed it."""
+    own = [each for each in overrides if each.lstrip("+~").startswith(f"{group}.")]
+    return " with ".join([named(project, files, group), *([" ".join(own)] if own else [])])

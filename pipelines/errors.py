@@ -78,3 +78,13 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     """Return "did you mean 'x'?" for the choice closest to `word`, or "" where none is close."""
     found = difflib.get_close_matches(str(word), [str(choice) for choice in choices], n=1, cutoff=0.5)
     return f"did you mean '{found[0]}'?" if found else ""
+
+
+def suggestion(word: str, choices: Iterable[str], title: str) -> str:
+    """Return the hint for a word that is not among `choices`: the closest, then all under their title.
+
+    "did you mean 'bits'? quantize has: bits, group_size"
+    """
+    known = sorted(str(choice) for choice in choices)
+    listed = f"{title}: {', '.join(known)}" if known else f"{title}: none"
+    return " ".join(filter(None, [nearest(word, known), listed]))

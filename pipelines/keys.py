@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.digests import Digests, hash_json
-from pipelines.errors import ConfigError, PlanError, nearest
+from pipelines.errors import ConfigError, PlanError, nearest, suggestion
 from pipelines.plan import Node, source_path
 from pipelines.project import Project
 from pipelines.sources import Sources
@@ -74,7 +74,7 @@ class Keys:
         if function not in names:
             raise PlanError(
                 f"stage {node.stage.name}: run: module {node.stage.module} has no function '{function}'",
-                hint=nearest(function, names),
+                hint=suggestion(function, names, "it has"),
             )
         return found
 
@@ -118,5 +118,5 @@ def missing_source(node: Node, key: str, path: Path, kind: str) -> ConfigError:
     name = f"{node.stage.config}.{key}"
     found = "is not there" if not path.exists() else f"is not a {kind}"
     beside: Iterable[str] = (each.name for each in path.parent.iterdir()) if path.parent.is_dir() else ()
-    hint = "; ".join(filter(None, [nearest(path.name, beside), f"set {name}=PATH"]))
+    hint = " ".join(filter(None, [nearest(path.name, beside), f"Set {name}=PATH."]))
     return ConfigError(f"{name}: the {kind} {path} {found}", hint=hint)

@@ -11,7 +11,7 @@ from typing import Any
 from pipelines import typed
 from pipelines.config import Config, find_file, import_name
 from pipelines.digests import hash_json
-from pipelines.errors import PlanError, nearest
+from pipelines.errors import PlanError, suggestion
 from pipelines.project import Project
 from pipelines.spec import StageSpec
 
@@ -51,7 +51,7 @@ class Plan:
     def node(self, name: str) -> Node:
         """Return the node called `name`. Raises PlanError."""
         if name not in self.nodes:
-            hint = nearest(name, self.nodes) or f"nodes: {', '.join(self.nodes)}"
+            hint = suggestion(name, self.nodes, "nodes")
             raise PlanError(f"no node is called '{name}'", hint=hint)
         return self.nodes[name]
 
@@ -146,7 +146,7 @@ def check_stage(project: Project, config: Config, stage: StageSpec) -> None:
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", stage.name):
         raise PlanError(f"{where}: '{stage.name}' is no name for a stage: letters, digits and _ only")
     if stage.config is not None and stage.config not in config.groups:
-        hint = nearest(stage.config, config.groups) or f"groups: {', '.join(config.groups)}"
+        hint = suggestion(stage.config, config.groups, "groups")
         raise PlanError(f"{where}: stage {stage.name}: there is no group '{stage.config}'", hint=hint)
     for key in stage.sources:
         if stage.config is None or key not in config.groups[stage.config]:
@@ -156,13 +156,14 @@ def check_stage(project: Project, config: Config, stage: StageSpec) -> None:
             if field not in profile:
                 raise PlanError(
                     f"{where}: stage {stage.name}: device_fields: {device} has no '{field}'",
-                    hint=nearest(field, profile),
+                    hint=suggestion(field, profile, "it has"),
                 )
         unknown = set(profile.get("overrides") or {}) - set(config.groups)
         if unknown:
             name = sorted(unknown)[0]
             raise PlanError(
-                f"device {device}: overrides: there is no group '{name}'", hint=nearest(name, config.groups)
+                f"device {device}: overrides: there is no group '{name}'",
+                hint=suggestion(name, config.groups, "groups"),
             )
 
 

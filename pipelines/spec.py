@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from pipelines.errors import PlanError, nearest
+from pipelines.errors import PlanError, suggestion
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def read_pipeline(value: Any, where: str) -> PipelineSpec:
             if need not in stages:
                 raise PlanError(
                     f"{where}: stage {stage.name} needs '{need}' for '{parameter}', and there is no such stage",
-                    hint=nearest(need, stages) or f"stages: {', '.join(stages)}",
+                    hint=suggestion(need, stages, "stages"),
                 )
             if stages[need].per and not stage.per:
                 raise PlanError(
@@ -95,8 +95,7 @@ def refuse_unknown(value: Mapping[str, Any], known: set[str], where: str) -> Non
     """Raise PlanError for a key that is not among `known`."""
     for key in value:
         if key not in known:
-            hint = nearest(key, known) or f"known keys: {', '.join(sorted(known))}"
-            raise PlanError(f"{where}: unknown key '{key}'", hint=hint)
+            raise PlanError(f"{where}: unknown key '{key}'", hint=suggestion(key, known, "known keys"))
 
 
 def in_order(stages: Mapping[str, StageSpec], where: str) -> dict[str, StageSpec]:

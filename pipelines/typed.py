@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException, ValidationError
 
-from pipelines.errors import ConfigError, nearest
+from pipelines.errors import ConfigError, suggestion
 
 
 def check(where: str, group: str, value: Mapping[str, Any], schema: type) -> dict[str, Any]:
@@ -53,11 +53,10 @@ def build_part(value: Mapping[str, Any], schema: type) -> dict[str, Any]:
 
 def unknown_key(where: str, group: str, key: str, schema: type) -> ConfigError:
     """Return the error for a key that `schema` does not have."""
-    last = key.rpartition(".")[2]
-    known = sorted({field.name for each in reachable(schema) for field in dataclasses.fields(each)})
-    guess = nearest(last, known)
-    top = ", ".join(field.name for field in dataclasses.fields(schema))
-    return ConfigError(f"{where}: unknown key {group}.{key}", hint=guess or f"{group} has: {top}")
+    last, inner = key.rpartition(".")[2], "." in key or "[" in key
+    known = {field.name for each in reachable(schema)[inner:] for field in dataclasses.fields(each)}
+    title = "known keys" if inner else f"{group} has"
+    return ConfigError(f"{where}: unknown key {group}.{key}", hint=suggestion(last, known, title))
 
 
 def reachable(schema: type) -> list[Any]:
@@ -75,7 +74,8 @@ def expected(schema: type, key: Any) -> str:
     """Return what `schema` declares for `key`, in words."""
     types = {field.name: field.type for field in dataclasses.fields(schema)}
     name = str(key or "").partition(".")[0].partition("[")[0]
-    return f"expected {types[name]}" if name in types else ""
+    kind = types.get(name)
+    return f"expected {getattr(kind, '__name__', kind)}" if kind is not None else ""
 
 
 def plain(value: Any) -> Any:
