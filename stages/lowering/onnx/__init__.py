@@ -1,9 +1,12 @@
 """ONNX Runtime: encoder.onnx and decoder.onnx with external data, from the captured graphs and the quantized store."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
+from torch.export import ExportedProgram
 
 from stages.lowering.capture import capture_decoder, capture_encoder
 from stages.lowering.graph import emit, user_inputs
@@ -13,10 +16,9 @@ from stages.lowering.onnx.weights import supported_formats
 from stages.models.vlm import ModelConfig
 from stages.quantizers.store import QuantizedStore
 
-__all__ = ["lower_onnx", "supported_formats"]
+__all__ = ["lower_onnx", "lower_program", "supported_formats"]
 
 TOKENS, PAST, ROWS = "tokens", "past", "rows"  # names of the sizes that vary
-_DTYPES = {ir.DataType.FLOAT: "float32", ir.DataType.INT64: "int64"}
 
 
 def lower_onnx(
@@ -49,18 +51,36 @@ def lower_onnx(
         "vocab": text.vocab_size,
         "image_token_id": config.image_token_id,
         "functions": {
-            "encoder": _lower_encoder(config, GraphBuilder(out / "encoder.onnx", store, **settings)),
+            "encoder": lower_program(
+                capture_encoder(config), store, out / "encoder.onnx", outputs=["features"], **settings
+            ),
             "decoder": _lower_decoder(config, GraphBuilder(out / "decoder.onnx", store, **settings)),
         },
     }
 
 
-def _lower_encoder(config: ModelConfig, graph: GraphBuilder) -> dict[str, Any]:
-    size, vision = config.vision.image_size, config.vision
-    program = capture_encoder(config)
-    image = graph.input("image", ir.DataType.FLOAT, (1, 3, size, size))
-    (features,) = emit(program, "onnx", graph, {"image": image})
-    return _save(graph, "encoder", [image], {"features": (features, (1, vision.tokens, config.text.hidden_size))})
+def lower_program(
+    program: ExportedProgram,
+    store: QuantizedStore,
+    path: Path,
+    *,
+    outputs: Sequence[str],
+    context: int = 0,
+    accuracy_level: int,
+) -> dict[str, Any]:
+    """Write one captured graph of fixed shapes to path, its outputs named so; returns what model.json says of it.
+
+    Inputs keep their names and dtypes. Raises LoweringError as lower_onnx does.
+    """
+    graph = GraphBuilder(path, store, context=context, accuracy_level=accuracy_level)
+    inputs = {
+        name: graph.input(name, ir.DataType.from_numpy(np.dtype(str(value.dtype).removeprefix("torch."))), value.shape)
+        for name, value in user_inputs(program).items()
+    }
+    values = emit(program, "onnx", graph, inputs)
+    shapes = [tuple(node.meta["val"].shape) for node in program.graph.output_node().args[0]]
+    results = dict(zip(outputs, zip(values, shapes, strict=True), strict=True))
+    return _save(graph, path.stem, list(inputs.values()), results)
 
 
 def _lower_decoder(config: ModelConfig, graph: GraphBuilder) -> dict[str, Any]:
@@ -97,4 +117,4 @@ def _save(graph: GraphBuilder, name: str, inputs: list[ir.Value], outputs: dict[
 
 def _described(value: ir.Value) -> dict[str, Any]:
     sizes = [size if isinstance(size, int) else str(size.value) for size in value.shape or ()]
-    return {"shape": sizes, "dtype": _DTYPES[value.dtype]}  # type: ignore[index]
+    return {"shape": sizes, "dtype": str(value.dtype.numpy())}  # type: ignore[union-attr]

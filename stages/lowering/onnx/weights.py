@@ -187,17 +187,34 @@ def _cast(graph: GraphBuilder, value: ir.Value) -> ir.Value:
 
 def _dequantized(graph: GraphBuilder, name: str, form: TensorFormat) -> ir.Value:
     """(code - zero point) * scale, which the runtime folds at load; a DequantizeLinear would run every time."""
-    grouped = (form.rows, form.groups, form.group_size)
-    dtype = {2: ir.DataType.UINT2, 4: ir.DataType.UINT4, 8: ir.DataType.UINT8}[form.bits]
-    codes = pack_bits(graph.store.codes(name), form.bits)
-    points = graph.store.zero_points(name)[:, :, None].astype(np.float16)
+    value = _unpacked(graph, name, form)
+    point = graph.constant(1 << (form.bits - 1), np.float32)
+    if not form.symmetric:
+        points = graph.store.zero_points(name)[:, :, None]
+        point = _cast(graph, graph.stored(f"{name}.dense.zero_points", points, ir.DataType.UINT8, points.shape))
     scales = graph.store.scales(name)[:, :, None]
-    value = _cast(graph, graph.stored(f"{name}.dense.codes", codes, dtype, grouped))
-    if form.symmetric:
-        point = graph.constant(1 << (form.bits - 1), np.float32)
-    else:
-        packed = points.astype(np.uint8)
-        point = _cast(graph, graph.stored(f"{name}.dense.zero_points", packed, ir.DataType.UINT8, packed.shape))
     scale = _cast(graph, graph.stored(f"{name}.dense.scales", scales, ir.DataType.FLOAT16, scales.shape))
     value = graph.op("Mul", graph.op("Sub", value, point), scale)
     return graph.op("Reshape", value, graph.constant(form.shape, np.int64))
+
+
+def _unpacked(graph: GraphBuilder, name: str, form: TensorFormat) -> ir.Value:
+    """The codes as float32 (rows, groups, group_size). Opset 21 has no type of 2 bits: those are shifted out."""
+    packed = pack_bits(graph.store.codes(name), form.bits)
+    grouped = (form.rows, form.groups, form.group_size)
+    name = f"{name}.dense.codes"
+    if form.bits != 2:
+        dtype = ir.DataType.UINT4 if form.bits == 4 else ir.DataType.UINT8
+        return _cast(graph, graph.stored(name, packed, dtype, grouped))
+    four = graph.stored(name, packed, ir.DataType.UINT8, (packed.size, 1))
+    shifted = graph.op("BitShift", four, graph.constant([[0, 2, 4, 6]], np.uint8), direction="RIGHT")
+    codes = graph.op("BitwiseAnd", shifted, graph.constant(3, np.uint8))
+    return _cast(graph, graph.op("Reshape", _trimmed(graph, codes, form), graph.constant(grouped, np.int64)))
+
+
+def _trimmed(graph: GraphBuilder, codes: ir.Value, form: TensorFormat) -> ir.Value:
+    """Without what fills the last byte."""
+    flat = graph.op("Reshape", codes, graph.constant([-1], np.int64))
+    if form.rows * form.columns % 4 == 0:
+        return flat
+    return graph.op("Slice", flat, graph.constant([0], np.int64), graph.constant([form.rows * form.columns], np.int64))

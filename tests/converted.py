@@ -1,0 +1,59 @@
+"""The toy model, rounded and converted for ONNX Runtime."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipelines.workspace import Workspace
+from stages.artifacts import DeviceModel, QuantizedModel
+from stages.convert import convert
+from stages.models.qwen2 import MaskedContext
+from stages.runtimes.ort import OnnxSession
+from stages.schema import DeviceProfile, Runtime
+from tests.rounded import rounded
+from tests.toy import toy_checkpoint
+
+CONTEXT = 64
+
+
+@dataclass
+class Converted:
+    model: QuantizedModel
+    device_model: DeviceModel
+    session: OnnxSession
+
+    def torch_logits(self, ids: list[int], rows: np.ndarray) -> np.ndarray:
+        """(N, V) of the dequantized model, all tokens at once."""
+        model, count = self.model.model(), len(ids)
+        context = MaskedContext(torch.arange(count), torch.ones(count, count).tril().bool(), model.config.text)
+        with torch.no_grad():
+            embedded = model.embed(torch.tensor([ids]), torch.from_numpy(rows)[None])
+            return model.text(embedded, context)[0].numpy()
+
+
+def profile(accuracy_level: int = 1) -> DeviceProfile:
+    return DeviceProfile(
+        name="toy",
+        title="Toy",
+        runtime=Runtime.onnxruntime,
+        chip="",
+        compute_units=[],
+        execution_providers=["CPUExecutionProvider"],
+        minimum_os="",
+        memory_gib=1,
+        weight_formats=[],
+        accuracy_level=accuracy_level,
+        context=CONTEXT,
+        prefill_chunk=32,
+        overrides={},
+    )
+
+
+def converted(path: Path, accuracy_level: int = 1, tied: bool = False, **formats: Any) -> Converted:
+    model = rounded(toy_checkpoint(path / "checkpoint", tied=tied), path / "quantized", **formats)
+    (path / "device").mkdir()
+    device_model = convert(model, profile(accuracy_level), Workspace(path / "device", path / "scratch"))
+    return Converted(model, device_model, OnnxSession(device_model))
