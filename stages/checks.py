@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pipelines.errors import ConfigError
+from stages.quantizers.choices import check_choices
 from stages.schema import DeviceProfile, QuantizeConfig
 
 
 def weight_formats(config: QuantizeConfig, device: DeviceProfile) -> None:
-    """Raise ConfigError where `device`'s runtime cannot hold the weights that `config` asks for."""
-    wanted = {weight_format(config.format.value, config.bits)}
-    wanted |= {weight_format("affine", bits) for bits in (config.embeddings, config.convolutions)}
+    """Raise ConfigError where `device`'s runtime cannot hold the weights that `config` asks for, or nobody can."""
+    wanted = {weight_format(choice.format.value, choice.bits) for choice in check_choices(config)}
     for name in sorted(wanted):
         if name not in device.weight_formats:
             raise ConfigError(

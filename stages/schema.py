@@ -25,6 +25,14 @@ class Format(Enum):
     palette = "palette"
 
 
+class Importance(Enum):
+    """What weighs a weight's error: nothing, the second moment of its input, or its Fisher information."""
+
+    uniform = "uniform"
+    second_moment = "second_moment"
+    fisher = "fisher"
+
+
 class Runtime(Enum):
     """What executes a bundle."""
 
@@ -41,19 +49,39 @@ class ModelConfig:
 
 @dataclass
 class CalibrateConfig:
-    """samples: images with their questions, drawn by `seed`."""
+    """samples: questions with their images, drawn by `seed`, run `batch` at a time.
+
+    image_token_weight: what an image token counts in the language model's second moments, where a text token counts 1.
+    """
 
     samples: int
     seed: int
     batch: int
+    image_token_weight: float
+
+
+@dataclass
+class LayerOverride:
+    """Weights whose name fits `pattern` (shell wildcards) depart from the rest in what is not null. bits 0: float16."""
+
+    pattern: str
+    method: Method | None = None
+    format: Format | None = None
+    bits: int | None = None
+    group_size: int | None = None
+    symmetric: bool | None = None
 
 
 @dataclass
 class QuantizeConfig:
-    """bits, format and group size of the language model's weights, and what departs from them.
+    """bits, format and group size of the language model's and the projector's weights, and what departs from them.
 
-    group_size: affine: weights along the input axis that share a scale; palette: rows that share a palette (0: all).
-    embeddings: bits of the token embedding (0: float16). convolutions: bits of the tower's 1x1 convolutions and linears (0: float16).
+    bits: 0 keeps float16. group_size: affine: weights along the input axis that share a scale (0: one scale a row);
+    palette: rows that share a palette (0: one palette a tensor).
+    embeddings: bits of the token embedding; convolutions: bits of the tower's 1x1 convolutions and linears. For both,
+    0 keeps float16, 8 is one scale a row, and fewer bits follow method, format and group_size.
+    overrides: in order; a later one wins. damping, activation_order, scale_search: of gptq; scale_search of rtn too.
+    importance: what weighs the errors of palettes.
     """
 
     method: Method
@@ -63,6 +91,11 @@ class QuantizeConfig:
     symmetric: bool
     embeddings: int
     convolutions: int
+    overrides: list[LayerOverride]
+    damping: float
+    activation_order: bool
+    scale_search: bool
+    importance: Importance
 
 
 @dataclass

@@ -232,8 +232,12 @@ class StoreWriter:
         self._weights.add(f"{name}.palette", palette)
         self._formats[name] = form
 
-    def close(self) -> dict[str, TensorFormat]:
-        """Write both files; returns the formats by name."""
+    def formats(self) -> dict[str, TensorFormat]:
+        """What was added so far, by name, sorted."""
+        return dict(sorted(self._formats.items()))
+
+    def close(self) -> None:
+        """Write both files."""
         self._weights.close()
         total = sum(form.bytes for form in self._formats.values())
         parameters = sum(math.prod(form.shape) for form in self._formats.values())
@@ -247,7 +251,6 @@ class StoreWriter:
         }
         text = json.dumps(description, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
         (self.path / FORMATS).write_text(text + "\n", encoding="utf-8")
-        return dict(sorted(self._formats.items()))
 
     def _check_codes(self, name: str, shape: tuple[int, ...], bits: int, codes: NDArray[np.uint8]) -> None:
         self._check(name, bits in BIT_WIDTHS, f"has {bits} bits; expected one of {BIT_WIDTHS}")

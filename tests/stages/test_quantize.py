@@ -1,0 +1,282 @@
+"""calibrate and quantize on the toy model: what they measure, what they write, the same each time."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
+
+from pipelines.errors import ConfigError, StageError, TapeoutError
+from pipelines.workspace import Workspace
+from stages.artifacts import Calibration, Checkpoint, QuantizedModel
+from stages.calibrate import calibrate
+from stages.quantize import quantize
+from stages.quantizers.examples import answer_loss, batch_of, forward
+from stages.quantizers.statistics import measure
+from stages.schema import CalibrateConfig, LayerOverride, Method, QuantizeConfig
+from tests.toy import toy_checkpoint
+
+CONF = Path(__file__).parents[2] / "conf"
+SMALL = CalibrateConfig(samples=6, seed=3, batch=4, image_token_weight=0.25)
+
+
+def workspace(path: Path) -> Workspace:
+    for name in ("out", "scratch"):
+        (path / name).mkdir(parents=True, exist_ok=True)
+    return Workspace(path / "out", path / "scratch")
+
+
+def configured(name: str, **changes: Any) -> QuantizeConfig:
+    loaded = OmegaConf.merge(OmegaConf.structured(QuantizeConfig), OmegaConf.load(CONF / "quantize" / f"{name}.yaml"))
+    config = OmegaConf.to_object(loaded)
+    assert isinstance(config, QuantizeConfig)
+    return dataclasses.replace(config, **changes)
+
+
+@dataclasses.dataclass
+class Drawn:
+    image: np.ndarray
+    question: str
+    answer: str
+
+
+def drawn(count: int) -> list[Drawn]:
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (count, 40, 30, 3)).astype(np.uint8)
+    return [Drawn(image, "what" + "?" * index, "yes"[: 1 + index % 3]) for index, image in enumerate(images)]
+
+
+def nothing(done: float, total: float, text: str) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return toy_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture(scope="module")
+def calibration(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Calibration:
+    return calibrate(checkpoint, SMALL, workspace(tmp_path_factory.mktemp("calibration")))
+
+
+def test_every_quantizable_weight_is_measured(checkpoint: Checkpoint, calibration: Calibration) -> None:
+    tensors, weights = load_file(calibration.statistics), load_file(checkpoint.weights)
+    scores = calibration.read_json("sensitivity.json")
+    assert "text.lm_head.weight" in scores and "vision.stages.0.blocks.0.ffn.expand.weight" in scores
+    for name, score in scores.items():
+        fisher = tensors[f"{name}.fisher"]
+        assert score >= 0 and fisher.shape == weights[name].shape
+        assert bool((fisher >= 0).all()) and (score > 0) == bool(fisher.any())
+        if name == "text.embed_tokens.weight":
+            continue
+        moment, (low, high) = tensors[f"{name}.second_moment"], tensors[f"{name}.range"]
+        assert moment.shape == (weights[name][0].numel(),) * 2 and torch.equal(moment, moment.T)
+        assert low <= high and bool((moment.diagonal() <= max(low.square(), high.square()) * 1.001).all())
+        assert float(torch.linalg.eigvalsh(moment.double())[0]) > -1e-4 * float(moment.diagonal().max())
+    activations = calibration.read_json("activations.json")
+    assert activations["text.lm_head"] > 0 and activations["vision.expansion.depthwise"] > 0
+
+
+def test_second_moments_are_those_of_the_inputs(checkpoint: Checkpoint) -> None:
+    """Against one example at a time, without padding: batches and padding leave no trace."""
+    examples = drawn(5)
+    statistics = measure(checkpoint, examples, dataclasses.replace(SMALL, batch=3), nothing)
+    model, total, mass = checkpoint.model(), torch.zeros(64, 64), 0.0
+    inputs: list[torch.Tensor] = []
+    model.text.layers[1].mlp.up_proj.register_forward_hook(lambda module, given, output: inputs.append(given[0][0]))
+    for example in examples:
+        batch = batch_of(checkpoint, [example])
+        with torch.no_grad():
+            forward(model, batch)
+        weights = torch.where(batch.ids[0] == 258, 0.25, 1.0)
+        total += (inputs[-1] * weights[:, None]).T @ inputs[-1]
+        mass += float(weights.sum())
+    found = statistics.second_moments["text.layers.1.mlp.up_proj.weight"]
+    torch.testing.assert_close(found, total / mass, rtol=1e-4, atol=1e-5)
+
+
+def test_fisher_is_the_squared_gradient_an_answer_token(checkpoint: Checkpoint) -> None:
+    examples = drawn(3)
+    statistics = measure(checkpoint, examples, SMALL, nothing)
+    model, total, tokens = checkpoint.model(), 0.0, 0
+    for example in examples:
+        batch = batch_of(checkpoint, [example])
+        assert int(batch.answers.sum()) == len(example.answer) + 1
+        model.zero_grad()
+        answer_loss(forward(model, batch), batch).backward()
+        total += float(model.projector[0].weight.grad[3, 5] ** 2)
+        tokens += len(example.answer) + 1
+    assert float(statistics.fisher["projector.0.weight"][3, 5]) == pytest.approx(total / tokens, rel=1e-3)
+
+
+def test_no_examples_and_unsound_layers_are_named(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    with pytest.raises(StageError, match=r"the calibration set is empty\n.*calibrate.samples"):
+        measure(checkpoint, [], SMALL, nothing)
+    broken = toy_checkpoint(tmp_path / "broken")
+    state = load_file(broken.weights)
+    state["vision.stages.1.downsample.pointwise.bias"][:] = float("nan")
+    save_file(state, broken.weights)
+    with pytest.raises(StageError, match=r"the output of vision\.stages\.1\.downsample\.pointwise is not finite"):
+        measure(broken, drawn(2), SMALL, nothing)
+
+
+@pytest.mark.parametrize(
+    ("name", "least", "most"), [("none", 16, 16), ("int8", 8, 10.5), ("int4", 4.5, 7.5), ("palette4", 4.0, 7.5)]
+)
+def test_shipped_configurations(
+    name: str, least: float, most: float, checkpoint: Checkpoint, calibration: Calibration, tmp_path: Path
+) -> None:
+    model = quantize(checkpoint, calibration, configured(name), workspace(tmp_path))
+    store, weights = model.store(), load_file(checkpoint.weights)
+    assert set(store.names()) == weights.keys()
+    assert sorted(path.name for path in model.path.iterdir()) == [
+        "config.json",
+        "formats.json",
+        "preprocessing.json",
+        "tokenizer.json",
+        "weights.safetensors",
+    ]
+    totals = model.read_json("formats.json")["totals"]
+    assert least <= totals["bits_per_parameter"] <= most
+    for tensor in store.names():
+        dense, original = store.dense(tensor), weights[tensor].float().numpy()
+        assert dense.shape == original.shape
+        if store.format(tensor).format == "float":
+            assert (dense == original).all()
+        else:
+            assert np.linalg.norm(dense - original) < 0.15 * np.linalg.norm(original)
+    assert model.model().text.norm.weight.dtype == torch.float32
+
+
+def test_what_is_not_as_configured_says_why(checkpoint: Checkpoint, calibration: Calibration, tmp_path: Path) -> None:
+    config = configured("int4", group_size=64)
+    store = quantize(checkpoint, calibration, config, workspace(tmp_path)).store()
+    form = store.format("text.layers.0.mlp.down_proj.weight")
+    assert (form.bits, form.group_size) == (8, 96)
+    assert form.reason == "96 columns are no multiple of 64: 8 bits, one scale a row"
+    assert store.format("text.layers.0.mlp.up_proj.weight").reason == ""
+    assert store.format("vision.patch_embed.0.weight").reason == "a 3x3 convolution in 1 groups, not a matrix"
+    assert store.format("text.norm.weight").reason == ""
+
+
+def test_overrides(checkpoint: Checkpoint, calibration: Calibration, tmp_path: Path) -> None:
+    overrides = [
+        LayerOverride("text.layers.0.*", bits=8, group_size=0, symmetric=True),
+        LayerOverride("text.layers.0.mlp.*", bits=0),
+        LayerOverride("projector.*", method=Method.rtn, bits=3),
+    ]
+    config = configured("int4", overrides=overrides, embeddings=4)
+    store = quantize(checkpoint, calibration, config, workspace(tmp_path)).store()
+    attention = store.format("text.layers.0.self_attn.q_proj.weight")
+    assert (attention.bits, attention.group_size, attention.symmetric) == (8, 64, True)
+    assert store.format("text.layers.0.mlp.up_proj.weight").format == "float"
+    assert store.format("text.layers.1.mlp.up_proj.weight").bits == 4
+    assert store.format("projector.0.weight").bits == 3
+    assert (store.format("text.embed_tokens.weight").bits, store.format("text.embed_tokens.weight").group_size) == (
+        4,
+        32,
+    )
+
+
+WRONG = [
+    ({"bits": 5}, ConfigError, ["5 bits of affine", "Expected one of 2, 3, 4, 6, 8"]),
+    (
+        {"method": Method.kmeans},
+        ConfigError,
+        ["kmeans does not make format affine", "choose method rtn or gptq"],
+    ),
+    ({"group_size": -1}, ConfigError, ["group_size is -1"]),
+    ({"damping": 0.0}, ConfigError, ["quantize.damping is 0.0"]),
+    (
+        {"overrides": [LayerOverride("text.layer.0.mlp.up_proj.weight", bits=8)]},
+        StageError,
+        ["no quantizable weight fits", "did you mean 'text.layers.0.mlp.up_proj.weight'?"],
+    ),
+    ({"overrides": [LayerOverride("text.*", bits=7)]}, ConfigError, ["(text.*)", "7 bits of affine"]),
+]
+
+
+@pytest.mark.parametrize(("changes", "kind", "parts"), WRONG)
+def test_impossible_configurations(
+    changes: dict[str, Any],
+    kind: type[TapeoutError],
+    parts: list[str],
+    checkpoint: Checkpoint,
+    calibration: Calibration,
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(kind) as caught:
+        quantize(checkpoint, calibration, configured("int4", **changes), workspace(tmp_path))
+    assert [part for part in parts if part not in str(caught.value)] == [], str(caught.value)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_gptq_comes_closer_than_rounding(checkpoint: Checkpoint, calibration: Calibration, tmp_path: Path) -> None:
+    batch = batch_of(checkpoint, drawn(8))
+    with torch.no_grad():
+        exact = forward(checkpoint.model(), batch)
+        errors = {}
+        for method in (Method.rtn, Method.gptq):
+            config = configured("int4", method=method, scale_search=False)
+            model = quantize(checkpoint, calibration, config, workspace(tmp_path / method.value)).model()
+            errors[method] = float((forward(model, batch) - exact)[batch.answers].square().mean())
+    assert errors[Method.gptq] < errors[Method.rtn]
+
+
+def test_tied_embeddings_and_float32(tmp_path: Path) -> None:
+    checkpoint = toy_checkpoint(tmp_path / "tied", tied=True)
+    state = {name: tensor.float() for name, tensor in load_file(checkpoint.weights).items()}
+    state["text.norm.weight"][0] = 1e5
+    save_file(state, checkpoint.weights)
+    calibration = calibrate(checkpoint, dataclasses.replace(SMALL, samples=2), workspace(tmp_path / "calibration"))
+    model = quantize(checkpoint, calibration, configured("int4"), workspace(tmp_path / "model"))
+    form = model.store().format("text.norm.weight")
+    assert form.dtype == "float32" and "65,504" in form.reason
+    assert "text.lm_head.weight" not in model.store().names()
+    assert forward(model.model(), batch_of(checkpoint, drawn(1))).isfinite().all()
+
+
+RUN = """
+import sys
+from pathlib import Path
+from tests.stages.test_quantize import SMALL, calibrate, configured, quantize, workspace
+from stages.artifacts import Checkpoint
+checkpoint, out = Checkpoint(Path(sys.argv[1])), Path(sys.argv[2])
+calibration = calibrate(checkpoint, SMALL, workspace(out / "calibration"))
+quantize(checkpoint, calibration, configured("int4"), workspace(out / "int4"))
+"""
+
+
+def test_the_same_bytes_with_other_threads_and_hash_seed(
+    checkpoint: Checkpoint, calibration: Calibration, tmp_path: Path
+) -> None:
+    environment = os.environ | {"PYTHONHASHSEED": "7", "OMP_NUM_THREADS": "2", "HOME": str(tmp_path)}
+    subprocess.run(
+        [sys.executable, "-c", RUN, str(checkpoint.path), str(tmp_path)], check=True, env=environment, cwd=CONF.parent
+    )
+    model = quantize(checkpoint, calibration, configured("int4"), workspace(tmp_path / "here"))
+    for ours, theirs in ((calibration.path, tmp_path / "calibration/out"), (model.path, tmp_path / "int4/out")):
+        for file in ours.iterdir():
+            assert file.read_bytes() == (theirs / file.name).read_bytes(), file
+
+
+def test_formats_json_is_readable(checkpoint: Checkpoint, calibration: Calibration, tmp_path: Path) -> None:
+    model: QuantizedModel = quantize(checkpoint, calibration, configured("int4"), workspace(tmp_path))
+    formats = json.loads((model.path / "formats.json").read_text())
+    assert formats["tensors"]["projector.0.weight"] == {
+        "bits": 4,
+        "bytes": 64 * 64 // 2 + 64 * 2 * 2 + 64 * 2 // 2,
+        "format": "affine",
+        "group_size": 32,
+        "shape": [64, 64],
+        "symmetric": False,
+    }
