@@ -33,7 +33,8 @@ class Artifact:
 
 
 class Checkpoint(Artifact):
-    """A model as trained: model.safetensors (mapped, never copied whole), config.json, tokenizer.json, preprocessing.json.
+    """A model as trained: model.safetensors (mapped, never copied whole), config.json, tokenizer.json,
+    preprocessing.json.
 
     Tensors are named vision.*, projector.*, text.*; the tower is reparameterised; floats are float16 or float32.
     preprocessing.json: {"image_size", "mean" [3], "std" [3], "aspect": "pad"|"crop"|"stretch", "prompt_template" (with
@@ -109,8 +110,8 @@ class Calibration(Artifact):
 
 
 class QuantizedModel(Artifact):
-    """The model as it will be shipped, before any runtime: weights.safetensors and formats.json (see quantizers/store.py),
-    with the checkpoint's config.json, tokenizer.json and preprocessing.json beside them."""
+    """The model as it will be shipped, before any runtime: weights.safetensors and formats.json (quantizers/store.py), with
+    the checkpoint's config.json, tokenizer.json and preprocessing.json beside them."""
 
     def store(self) -> "QuantizedStore":
         from stages.quantizers.store import QuantizedStore

@@ -38,9 +38,7 @@ def validate(
     return result
 
 
-def _answer(
-    device_model: DeviceModel, model: QuantizedModel, examples: list[Example], work: Workspace
-) -> list[Answer]:
+def _answer(device_model: DeviceModel, model: QuantizedModel, examples: list[Example], work: Workspace) -> list[Answer]:
     """Each answer generated token by token by the runtime, from the image through the artifact's own preprocessing."""
     session = open_session(device_model)
     prompts = prompt_format(device_model.path, model.config())
@@ -58,7 +56,7 @@ def _answer(
 
 
 def _parity(model: QuantizedModel, examples: list[Example], answers: list[Answer]) -> dict[str, float | int]:
-    """top1: the share of the runtime's answer tokens that the dequantized torch model would have chosen in its place."""
+    """top1: the share of the runtime's answer tokens that the dequantized torch model would have chosen."""
     torch_model = model.model()
     prompts = prompt_format(model.path, model.config())
     features = encode_images(torch_model, preprocessed(examples, model.read_json("preprocessing.json")))

@@ -124,7 +124,9 @@ def _caption(rng: random.Random, scene: Scene) -> Question | None:
     if not 1 <= len(scene.shapes) <= 3:
         return None
     ordered = sorted(scene.shapes, key=lambda shape: shape.x)
-    return Question("caption", "describe the image", ", ".join(noun_phrase(shape.color, shape.name) for shape in ordered))
+    return Question(
+        "caption", "describe the image", ", ".join(noun_phrase(shape.color, shape.name) for shape in ordered)
+    )
 
 
 def _unique(values: list[str]) -> list[str]:

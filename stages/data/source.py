@@ -73,9 +73,7 @@ def _of_task(task: str, count: int, seed: int) -> Iterator[Example]:
     index = found = 0
     while found < count:
         rng = random.Random(f"test:{task}:{seed}:{index}")
-        scene = draw_scene(
-            rng, held_out=True, unseen_fonts=task == "ocr_unseen_fonts", kind=KINDS.get(task, "shapes")
-        )
+        scene = draw_scene(rng, held_out=True, unseen_fonts=task == "ocr_unseen_fonts", kind=KINDS.get(task, "shapes"))
         for question in ask(rng, scene):
             if question.task == task.removesuffix("_unseen_fonts"):
                 identity = VALIDATION_TASKS.index(task) * 1_000_000 + index

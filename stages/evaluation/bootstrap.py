@@ -1,4 +1,4 @@
-"""Retention of accuracy with its confidence interval, by the paired bootstrap (Efron and Tibshirani, 1993, chapter 13)."""
+"""Retention of accuracy with its confidence interval, by the paired bootstrap (Efron, Tibshirani 1993, ch. 13)."""
 
 from dataclasses import dataclass
 
@@ -32,5 +32,7 @@ def retention(
     return Retention(float(_ratio(artifact.mean(), reference.mean())), float(low), float(high))
 
 
-def _ratio(numerator: NDArray[np.float64] | np.float64, denominator: NDArray[np.float64] | np.float64) -> NDArray[np.float64]:
+def _ratio(
+    numerator: NDArray[np.float64] | np.float64, denominator: NDArray[np.float64] | np.float64
+) -> NDArray[np.float64]:
     return np.divide(numerator, denominator, out=np.ones_like(denominator, dtype=np.float64), where=denominator > 0)

@@ -1,4 +1,4 @@
-"""Answers of the torch model, in batches: of the float checkpoint (the reference), and what the quantized one would say."""
+"""Answers of the torch model, in batches: the float checkpoint's, and how a runtime's agree with the quantized one."""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -95,7 +95,8 @@ def _by_length(sequences: Sequence[Ids]) -> list[list[int]]:
 
 
 def _aligned(model: VisionLanguageModel, ids: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-    """features (B, T, D) moved to where the image tokens of ids (B, N) stand: (B, N, D)."""
+    """features (B, T, D) moved to where the first T image tokens of ids (B, N) stand: (B, N, D), zeros elsewhere."""
     aligned = torch.zeros(*ids.shape, features.shape[-1])
-    aligned[ids == model.config.image_token_id] = features.flatten(0, 1)
+    places = ids == model.config.image_token_id
+    aligned[places & (places.cumsum(1) <= features.shape[1])] = features.flatten(0, 1)
     return aligned

@@ -13,8 +13,9 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """image_size: square input in pixels. depths, widths, mixers ("repmixer" or "attention") and strides (rows, columns)
-    have one entry a stage; strides[0] is unused, the stem has stride 4. The output has widths[-1] * expansion channels."""
+    """image_size: square input in pixels. depths, widths, mixers ("repmixer" or "attention") and strides (rows,
+    columns) have one entry a stage; strides[0] is unused: the stem has stride 4. The output has widths[-1] * expansion
+    channels."""
 
     image_size: int
     stem_width: int
@@ -102,7 +103,7 @@ class ConvFeedForward(nn.Module):
 
 
 class RepMixerBlock(nn.Module):
-    """Mixes tokens by a depthwise 3x3 convolution. Trained with an identity beside it, which folding adds to its centre."""
+    """Mixes tokens by a depthwise 3x3 convolution; trained with an identity beside it, which folding adds to its centre."""
 
     def __init__(self, width: int, config: VisionConfig, trainable: bool):
         super().__init__()
@@ -125,7 +126,7 @@ class SelfAttention(nn.Module):
         self.projection = nn.Linear(width, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        batch, width, rows, columns = x.shape
+        batch, _, rows, columns = x.shape
         tokens = x.flatten(2).transpose(1, 2)
         qkv = self.qkv(tokens).view(batch, rows * columns, 3, -1, self.head_dim).permute(2, 0, 3, 1, 4)
         query, key, value = qkv.unbind(0)

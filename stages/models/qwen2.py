@@ -43,7 +43,7 @@ class AttentionContext(Protocol):
 
 
 class MaskedContext:
-    """Teacher forcing: all N tokens at once. positions: (N,) integers; mask: (N, N) or (B, 1, N, N) bool, True = visible."""
+    """Teacher forcing: N tokens at once. positions: (N,) integers; mask: (N, N) or (B, 1, N, N) bool, True: visible."""
 
     def __init__(self, positions: torch.Tensor, mask: torch.Tensor, config: TextConfig):
         self.cosines, self.sines = rotary_angles(positions, config.head_dim, config.rope_theta)

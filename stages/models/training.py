@@ -54,7 +54,9 @@ def packed_context(
     rows = torch.arange(visual, device=device)
     tail = torch.arange(visual, visual + length, device=device)
     positions = torch.cat([rows, tail.repeat(questions)])
-    segment = torch.cat([torch.zeros_like(rows), torch.arange(1, questions + 1, device=device).repeat_interleave(length)])
+    segment = torch.cat(
+        [torch.zeros_like(rows), torch.arange(1, questions + 1, device=device).repeat_interleave(length)]
+    )
     order = torch.arange(len(positions), device=device)
     causal = order[:, None] >= order[None, :]
     mask = causal & ((segment[None, :] == 0) | (segment[:, None] == segment[None, :]))
