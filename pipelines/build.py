@@ -25,8 +25,13 @@ from pipelines.project import Project
 from pipelines.summary import Summary
 
 
-def build(project: Project, config: Config, plan: Plan, display: Display, jobs: int | None = None) -> Summary:
-    """Build all of `plan`. A failure stops only what needs it. Raises ConfigError (nothing ran) and StoreError."""
+def build(
+    project: Project, config: Config, plan: Plan, display: Display, jobs: int | None = None
+) -> tuple[Summary, publish.Publisher | None]:
+    """Build all of `plan`. A failure stops only what needs it. Raises ConfigError (nothing ran) and StoreError.
+
+    Also returns the process that is to publish the summary (see publish.finish), or None where nothing ran.
+    """
     started = time.monotonic()
     with opened(project, lambda: display.note("another build has this project; waiting for it")) as checkout:
         for node in plan.nodes.values():
@@ -40,9 +45,8 @@ def build(project: Project, config: Config, plan: Plan, display: Display, jobs: 
         run.withdraw()
         record.write(checkout, config, plan, run.summary)
         run.summary.seconds = round(time.monotonic() - started, 3)
-        publish.finish(run.publisher, project, config, run.summary, display)
         publish.keep(project, run.summary)
-    return run.summary
+    return run.summary, run.publisher
 
 
 def preview(project: Project, plan: Plan) -> Iterator[tuple[Node, str, str]]:
@@ -136,6 +140,7 @@ class Run:
         ingredients = self.ingredients(node)
         found = self.checkout.find(node, ingredients)
         if found is None:
+            self.publisher = self.publisher or publish.start(self.project, self.config)
             self.start(node)
             return
         self.checkout.settle(node, found)
@@ -148,8 +153,6 @@ class Run:
         ingredients = self.ingredients(node)
         why = reason(self.checkout.last(node), ingredients)
         task = make_task(self.checkout, self.config, self.plan, node, ingredients)
-        if self.publisher is None:
-            self.publisher = publish.start(self.project, self.config)
         self.tasks[node.name] = (node, ingredients, task, why)
         self.executor.submit(task)
         self.display.started(node, why)

@@ -9,10 +9,13 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import ConfigError, TapeoutError, suggestion
 from pipelines.project import Project, find_project
+
+if TYPE_CHECKING:
+    from pipelines.summary import Summary
 
 COMMANDS = {
     "build": "build what changed; gates decide the exit status",
@@ -91,6 +94,7 @@ def run(options: argparse.Namespace, project: Project) -> int:
         print(project.relative(write_report(project)))
         return 0
 
+    from pipelines import publish
     from pipelines.build import build, preview, run_stage
     from pipelines.config import load_config
     from pipelines.display import make_display
@@ -102,12 +106,21 @@ def run(options: argparse.Namespace, project: Project) -> int:
         return show_plan(options, list(preview(project, plan)))
     if options.command == "explain":
         return explain(project, plan, options.name)
+    display = make_display()
     if options.command == "stage":
-        summary = run_stage(project, config, plan, options.name, make_display())
+        summary = run_stage(project, config, plan, options.name, display)
+        show_summary(options, summary)
     else:
-        summary = build(project, config, plan, make_display(), options.jobs)
+        summary, publisher = build(project, config, plan, display, options.jobs)
+        show_summary(options, summary)
+        publish.finish(publisher, project, config, summary, display)
+    return 0 if summary.passed else 1
+
+
+def show_summary(options: argparse.Namespace, summary: Summary) -> None:
+    """Print what the build came to: as JSON, or a table for each device."""
     if options.json:
-        print(json.dumps(summary.to_json()))
+        print(json.dumps(summary.to_json()), flush=True)
     elif options.command == "build":
         from pipelines.tables import device_table
 
@@ -121,7 +134,6 @@ def run(options: argparse.Namespace, project: Project) -> int:
         print(
             ", ".join(f"{count} {status}" for status, count in counts.items() if count) + f"; {summary.seconds:.1f} s"
         )
-    return 0 if summary.passed else 1
 
 
 def show_plan(options: argparse.Namespace, rows: list[tuple[Any, str, str]]) -> int:

@@ -34,7 +34,7 @@ def start(project: Project, config: Config) -> Publisher | None:
     project.state.mkdir(exist_ok=True)
     with open(project.state / "publish.log", "w", encoding="utf-8") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "pipelines.publish"],
+            [sys.executable, "-m", "pipelines.publish", config.tracking.uri, config.tracking.experiment],
             cwd=project.root,
             env=environment,
             stdin=subprocess.PIPE,
@@ -45,7 +45,7 @@ def start(project: Project, config: Config) -> Publisher | None:
 
 
 def finish(publisher: Publisher | None, project: Project, config: Config, summary: Summary, display: Display) -> None:
-    """Hand the build's summary to the publisher, and wait for it."""
+    """Hand the build's summary to the publisher, if one was started, and wait for it."""
     outbox = project.state / "outbox"
     if config.tracking.kind != "mlflow":
         return
@@ -56,6 +56,7 @@ def finish(publisher: Publisher | None, project: Project, config: Config, summar
         return
     publisher = publisher or start(project, config)
     assert publisher is not None
+    display.note(f"recording the build in MLflow ({config.tracking.uri})")
     try:
         publisher.communicate("\n".join(str(path) for path in waiting), timeout=PATIENCE)
     except subprocess.TimeoutExpired:
@@ -75,8 +76,6 @@ def keep(project: Project, summary: Summary) -> None:
 def payload(config: Config, summary: Summary) -> dict[str, Any]:
     """Return all that a publisher needs, as JSON."""
     return {
-        "uri": config.tracking.uri,
-        "experiment": config.tracking.experiment,
         "overrides": list(config.overrides),
         "groups": config.groups,
         "devices": config.devices,
@@ -86,10 +85,12 @@ def payload(config: Config, summary: Summary) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Import MLflow, wait for the files on standard input, publish each and remove it."""
+    """Make MLflow and its database ready, wait for the files on standard input, publish each and remove it."""
     os.nice(10)
     import mlflow
 
+    mlflow.set_tracking_uri(sys.argv[1])
+    mlflow.set_experiment(sys.argv[2])
     for name in sys.stdin.read().split("\n"):
         path = Path(name)
         if name and path.is_file():
@@ -99,8 +100,6 @@ def main() -> None:
 
 def publish(mlflow: Any, build: dict[str, Any]) -> None:
     """Make one run for the build and a child run for each device."""
-    mlflow.set_tracking_uri(build["uri"])
-    mlflow.set_experiment(build["experiment"])
     summary = build["summary"]
     nodes = summary["nodes"]
     name = " ".join(build["overrides"]) or "build"
@@ -110,7 +109,8 @@ def publish(mlflow: Any, build: dict[str, Any]) -> None:
         log(mlflow, [each for node in nodes if node["device"] is None for each in node_metrics(node, summary)])
         mlflow.log_dict(summary, "summary.json")
         for device, profile in build["devices"].items():
-            metrics = flattened(summary["metrics"].get(device, {}))
+            found = summary["metrics"].get(device, {})
+            metrics = flattened({key: value for key, value in found.items() if key != "gates"})
             gates = [gate for gate in summary["gates"] if gate["device"] == device]
             passed = device in summary["bundles"]
             with mlflow.start_run(run_name=device, nested=True, tags={"device": device, "passed": str(passed)}):
