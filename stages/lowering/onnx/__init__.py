@@ -12,7 +12,7 @@ from stages.lowering.capture import capture_decoder, capture_encoder
 from stages.lowering.graph import emit, user_inputs
 from stages.lowering.onnx import attention, operators  # noqa: F401  their emitters register on import
 from stages.lowering.onnx.builder import GraphBuilder
-from stages.lowering.onnx.weights import supported_formats
+from stages.lowering.onnx.weights import check_formats, supported_formats
 from stages.models.vlm import ModelConfig
 from stages.quantizers.store import QuantizedStore
 
@@ -35,7 +35,8 @@ def lower_onnx(
     float32 inputs, 4 rounds the inputs of quantized products to int8, block by block (faster; int8 weights need it).
     Raises LoweringError for an operator or a weight format that ONNX Runtime cannot hold.
     """
-    settings = {"accuracy_level": accuracy_level, "context": context}
+    check_formats(store)
+    settings: dict[str, int] = {"accuracy_level": accuracy_level, "context": context}
     text = config.text
     return {
         "runtime": "onnxruntime",

@@ -47,7 +47,8 @@ def cached_attention(
         _rows(graph, x, fx) for x, fx in zip((query, key, value), _unrotated(node, bool(all(rotated))), strict=True)
     ]
     last, total = _lengths(graph, rows[0], position)
-    output, present_key, present_value = graph.op(
+    output, present_key, present_value = graph.ops(
+        3,
         "GroupQueryAttention",
         *rows,
         key_cache,
@@ -56,7 +57,6 @@ def cached_attention(
         total,
         *tables,
         domain=MICROSOFT,
-        outputs=3,
         num_heads=heads,
         kv_num_heads=kv_heads,
         do_rotary=int(bool(all(rotated))),
@@ -70,9 +70,9 @@ def fuse_residuals(graph: GraphBuilder) -> None:
     """Make Add and SimplifiedLayerNormalization one SkipSimplifiedLayerNormalization, which also gives the sum."""
     for norm in graph.residuals:
         node = norm.producer()
-        total = node.inputs[0]
-        addition = total.producer()
-        if addition is None or addition.op_type != "Add":
+        total = node.inputs[0] if node else None
+        addition = total.producer() if total else None
+        if node is None or total is None or addition is None or addition.op_type != "Add":
             continue
         inputs = [*addition.inputs, node.inputs[1]]
         fused = ir.node(

@@ -27,6 +27,7 @@ class GraphBuilder:
         self.path, self.store = Path(path), store
         self.accuracy_level, self.context = accuracy_level, context
         self.shared: dict[Any, Any] = {}  # what emitters remember of each other's values
+        self._constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
         self.residuals: list[ir.Value] = []  # norms of a sum, to be fused with it
         self._nodes: list[ir.Node] = []
         self._initializers: dict[str, ir.Value] = {}
@@ -40,27 +41,38 @@ class GraphBuilder:
         operator: str,
         *inputs: ir.Value | Weight | None,
         domain: str = "",
-        outputs: int = 1,
         dtype: ir.DataType | None = None,
         **attributes: Any,
-    ) -> Any:
-        """Append a node; return its output, or a list of them. dtype: of the outputs, if not the first input's."""
+    ) -> ir.Value:
+        """Append a node of one output, and return that. dtype: of the output, if it is not the first input's."""
+        return self.ops(1, operator, *inputs, domain=domain, dtype=dtype, **attributes)[0]
+
+    def ops(
+        self,
+        outputs: int,
+        operator: str,
+        *inputs: ir.Value | Weight | None,
+        domain: str = "",
+        dtype: ir.DataType | None = None,
+        **attributes: Any,
+    ) -> list[ir.Value]:
+        """Append a node of several outputs, all of one dtype."""
         values = [self.tensor(value) if isinstance(value, Weight) else value for value in inputs]
         node = ir.node(operator, values, attributes, domain=domain, num_outputs=outputs)
         for index, output in enumerate(node.outputs):
             output.name = f"{operator}_{len(self._nodes)}" + (f"_{index}" if index else "")
             output.type = ir.TensorType(dtype or values[0].dtype)  # type: ignore[union-attr, arg-type]
         self._nodes.append(node)
-        return node.outputs[0] if outputs == 1 else list(node.outputs)
+        return list(node.outputs)
 
     def constant(self, array: Any, dtype: type[np.generic] | None = None) -> ir.Value:
         """A small constant, kept in the graph itself; equal ones are one."""
         array = np.asarray(array, dtype)
-        key = f"constant_{array.dtype}_{'x'.join(map(str, array.shape))}_{array.tobytes().hex()}"
-        if key not in self.shared:
-            name = f"constant_{sum(isinstance(other, str) for other in self.shared)}"
-            self.shared[key] = self._initializer(name, ir.tensor(array, name=name))
-        return self.shared[key]
+        key = str(array.dtype), array.shape, array.tobytes()
+        if key not in self._constants:
+            name = f"constant_{len(self._constants)}"
+            self._constants[key] = self._initializer(name, ir.tensor(array, name=name))
+        return self._constants[key]
 
     def operand(self, value: Any, like: ir.Value) -> ir.Value:
         """A tensor as it is; a weight as float32; a Python number as a constant of the dtype of `like`."""

@@ -160,10 +160,10 @@ def _unary(operator: str) -> Callable[..., ir.Value]:
     return lambda graph, node, x: graph.op(operator, x)
 
 
-def _binary(operator: str, **dtype: ir.DataType) -> Callable[..., ir.Value]:
+def _binary(operator: str, dtype: ir.DataType | None = None) -> Callable[..., ir.Value]:
     def emitter(graph: GraphBuilder, node: Node, left: Any, right: Any) -> ir.Value:
         like = left if isinstance(left, ir.Value) else right
-        return graph.op(operator, graph.operand(left, like), graph.operand(right, like), **dtype)
+        return graph.op(operator, graph.operand(left, like), graph.operand(right, like), dtype=dtype)
 
     return emitter
 
@@ -219,7 +219,7 @@ def swap_axes(graph: GraphBuilder, node: Node, x: ir.Value, first: int, second: 
 @lowers("aten.unbind.int")
 def unbind(graph: GraphBuilder, node: Node, x: ir.Value, axis: int = 0) -> list[ir.Value]:
     count = len(node.meta["val"])
-    parts = graph.op("Split", x, axis=axis, num_outputs=count, outputs=count)
+    parts = graph.ops(count, "Split", x, axis=axis, num_outputs=count)
     return [graph.op("Squeeze", part, graph.constant([axis], np.int64)) for part in parts]
 
 

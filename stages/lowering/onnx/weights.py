@@ -20,7 +20,7 @@ from pipelines.errors import LoweringError
 from stages.lowering.graph import Weight
 from stages.lowering.onnx.builder import MICROSOFT, GraphBuilder
 from stages.quantizers.packing import pack_bits
-from stages.quantizers.store import TensorFormat
+from stages.quantizers.store import QuantizedStore, TensorFormat
 
 SUPPORTED_BITS = (2, 4, 8)
 _LARGEST_BLOCK, _SMALLEST_BLOCK = 128, 16
@@ -87,6 +87,12 @@ def embedding(graph: GraphBuilder, indices: ir.Value, weight: Weight) -> ir.Valu
     return graph.op("Slice", rows, *(graph.constant([number], np.int64) for number in (0, form.columns, -1)))
 
 
+def check_formats(store: QuantizedStore) -> None:
+    """Raises LoweringError for the first weight that ONNX Runtime cannot hold, before anything is captured."""
+    for name in store.names():
+        _check_format(name, store.format(name))
+
+
 def supported_formats() -> tuple[str, ...]:
     """What a weight may be in ONNX Runtime, in the words of a device profile's weight_formats."""
     return ("float32", "float16", *(f"affine-int{bits}" for bits in reversed(SUPPORTED_BITS)))
@@ -146,10 +152,14 @@ class _Blocks:
 
 
 def _format(graph: GraphBuilder, name: str) -> TensorFormat:
-    """The weight's format, checked. Raises LoweringError for one that ONNX Runtime cannot hold."""
     form = graph.store.format(name)
+    _check_format(name, form)
+    return form
+
+
+def _check_format(name: str, form: TensorFormat) -> None:
     if form.format == "float" or (form.format == "affine" and form.bits in SUPPORTED_BITS):
-        return form
+        return
     what = f"a palette of {form.bits} bits" if form.format == "palette" else f"{form.format}, {form.bits} bits"
     raise LoweringError(
         f"weight '{name}' is {what}, which ONNX Runtime cannot hold",
