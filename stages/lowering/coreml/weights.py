@@ -35,6 +35,12 @@ class QuantizedConstant:
     arguments: dict[str, NDArray[Any]]
 
 
+def supported_formats() -> tuple[str, ...]:
+    """What a weight may be in Core ML, in the words of a device profile's weight_formats."""
+    affine, palettes = (f"affine-int{bits}" for bits in AFFINE_BITS), (f"palette-{bits}" for bits in PALETTE_BITS)
+    return ("float16", *affine, *palettes)
+
+
 class WeightBank:
     """Emits tensors of a store into the current function. The functions of a package share arrays and bytes."""
 
