@@ -145,10 +145,11 @@ _UNARY = {
     "square": torch.square,
     "tanh": torch.tanh,
 }
+_WIDE = {"cos", "erf", "floor_div", "sin", "softsign", "sqrt"}  # torch's float16 versions round more than once
 for _name, _function in _BINARY.items():
-    operator(_name)(_simple(_function, "x", "y"))
+    operator(_name)(_simple(_function, "x", "y", wide=_name in _WIDE))
 for _name, _function in _UNARY.items():
-    operator(_name)(_simple(_function, "x"))
+    operator(_name)(_simple(_function, "x", wide=_name in _WIDE))
 operator("select")(_simple(torch.where, "cond", "a", "b"))
 operator("identity")(_simple(lambda x: x, "x", view=True))
 
@@ -190,7 +191,7 @@ def gelu(call: Call) -> Kernel:
     if mode == "SIGMOID_APPROXIMATION":
         return Kernel(lambda x: x * torch.sigmoid(1.702 * x), ("x",), wide=True)
     approximate = "tanh" if mode == "TANH_APPROXIMATION" else "none"
-    return Kernel(lambda x: torch.nn.functional.gelu(x, approximate=approximate), ("x",))
+    return Kernel(lambda x: torch.nn.functional.gelu(x, approximate=approximate), ("x",), wide=True)
 
 
 @operator("leaky_relu")
