@@ -9,9 +9,9 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from pipelines.errors import ConfigError, TapeoutError, suggestion
+from pipelines.errors import ConfigError, TapeoutError, nearest, suggestion
 from pipelines.project import Project, find_project
 
 if TYPE_CHECKING:
@@ -49,9 +49,18 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
+class Parser(argparse.ArgumentParser):
+    """argparse, with our errors."""
+
+    def error(self, message: str) -> NoReturn:
+        words = message.rpartition(": ")[2].split()
+        guess = nearest(words[0], self._option_string_actions) if message.startswith("unrecognized") else ""
+        raise ConfigError(message, hint=guess or "'tapeout --help' lists commands and options")
+
+
 def parse(arguments: list[str]) -> argparse.Namespace:
-    """Return the command, its options and the overrides. Raises ConfigError (argparse's own would say less)."""
-    parser = argparse.ArgumentParser(
+    """Return the command, its options and the overrides. Raises ConfigError."""
+    parser = Parser(
         prog="tapeout",
         description="\n".join(
             f"{f'{name} {WITH_NAME.get(name, str())}':<14} {text}" for name, text in COMMANDS.items()
@@ -60,7 +69,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("command", metavar="COMMAND")
+    parser.add_argument("command", metavar="COMMAND", nargs="?", default="")
     parser.add_argument("words", metavar="OVERRIDE", nargs="*")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON on standard output")
     parser.add_argument(
@@ -73,7 +82,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     options = parser.parse_intermixed_args(arguments)
     if options.command not in COMMANDS:
         hint = suggestion(options.command, COMMANDS, "commands")
-        raise ConfigError(f"there is no command '{options.command}'", hint=hint)
+        what = f"there is no command '{options.command}'" if options.command else "a command is needed"
+        raise ConfigError(what, hint=hint)
     if options.jobs is not None and options.jobs < 1:
         raise ConfigError(f"--jobs {options.jobs}: at least one worker is needed")
     options.name = None

@@ -1,0 +1,112 @@
+from pathlib import Path
+
+import pytest
+
+from pipelines.cli import main
+from tests.pipelines.toy import Toy, make_toy
+
+MISTAKES = [
+    ("quantize.bit=8", ["quantize.bit=8", "did you mean 'bits'?", "group_size"]),
+    ("+quantize.bit=8", ["conf/quantize/int4.yaml with +quantize.bit=8", "did you mean 'bits'?"]),
+    ("quantise=int8", ["quantise=int8", "did you mean 'quantize'?"]),
+    ("quantise.bits=8", ["quantise.bits=8", "did you mean 'quantize'?"]),
+    ("quantize=int3", ["there is no conf/quantize/int3.yaml", "int4, int8"]),
+    ("device=[phnoe]", ["there is no conf/device/phnoe.yaml", "did you mean 'phone'?", "phone, tablet, watch"]),
+    ("device.phnoe.budget=2", ["device has no key 'phnoe'", "did you mean 'phone'?"]),
+    ("device=[]", ["no device is chosen", "device=[NAME,...]"]),
+    ("quantize.bits=four", ["quantize.bits: Value 'four'", "expected int"]),
+    ("quantize.bits=null", ["quantize.bits", "expected int"]),
+    ("quantize.bits=???", ["quantize.bits has no value", "quantize.bits=..."]),
+    ("quantize.bits=${model.pth}", ["model.pth"]),
+    ("quantize", ["'quantize' is not an override", "group=name"]),
+    ("quantize.bits=[8", ["is not an override"]),
+    ("+colour=red", ["unknown key 'colour'"]),
+    ("hydra.verbose=true", ["--config-dir"]),
+    ("~quantize", ["stage quantize: there is no group 'quantize'"]),
+    ("model.path=data/modle", ["model.path", "data/modle is not there", "did you mean 'model'?"]),
+    ("executor.kind=locl", ["did you mean 'local'?"]),
+    ("+device.phone.overrides.quantize.bitz=3", ["conf/device/phone.yaml: overrides: unknown key quantize.bitz"]),
+    ("+device.phone.overrides.quantise.bits=3", ["there is no group 'quantise'", "did you mean 'quantize'?"]),
+    ("pipeline=man", ["did you mean 'main'?"]),
+    ("+pipeline.stages.load.neds={}", ["stage load: unknown key 'neds'", "did you mean 'needs'?"]),
+    ("pipeline.stages.convert.needs.model=quantise", ["there is no such stage", "did you mean 'quantize'?"]),
+    ("+pipeline.stages.load.needs={model: package}", ["one per device"]),
+    ("+pipeline.stages.quantize.needs={a: convert}", ["in a circle: quantize, convert"]),
+    ("pipeline.stages.load.run=toystages.load.laod", ["no function 'laod'", "did you mean 'load'?"]),
+    ("pipeline.stages.load.run=toystages.laod.load", ["there is no module toystages.laod"]),
+    ("pipeline.stages.load.libraries=[nunpy]", ["library 'nunpy' is not installed"]),
+    ("pipeline.stages.convert.device_fields=[runtme]", ["did you mean 'runtime'?"]),
+    ("pipeline.schemas=toystages.schema.SCHEMA", ["did you mean 'SCHEMAS'?"]),
+    ("pipeline.stages.validate.per=phone", ["per is 'phone'"]),
+]
+
+
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory: pytest.TempPathFactory) -> Toy:
+    return make_toy(tmp_path_factory.mktemp("config") / "toy")
+
+
+@pytest.mark.parametrize(("override", "said"), MISTAKES)
+def test_a_mistake_is_named_with_what_to_do(
+    override: str, said: list[str], untouched: Toy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status = main(["build", "--project", str(untouched.root), override])
+    err = capsys.readouterr().err
+    assert status == 2, err
+    assert all(part in err for part in said), err
+    assert "Traceback" not in err
+    assert not (untouched.root / "artifacts").exists()
+
+
+FILES = [
+    (
+        "conf/quantize/int4.yaml",
+        "bits: 4\ngroupsize: 32\n",
+        ["conf/quantize/int4.yaml: unknown key quantize.groupsize"],
+    ),
+    ("conf/quantize/int4.yaml", "bits: 4\n", ["quantize.group_size has no value"]),
+    ("conf/quantize/int4.yaml", "bits: [4\n", ["not YAML"]),
+    ("conf/device/phone.yaml", "name: phone\nruntime: a\n", ["'# @package device.NAME'"]),
+    (
+        "conf/device/phone.yaml",
+        "# @package device.phone\nname: tablet\nruntime: a\nbudget: 1\noverrides: {}\n",
+        ["'phone'"],
+    ),
+    ("conf/pipeline/main.yaml", "stages: {}\n", ["conf/pipeline/main.yaml: a pipeline needs `stages`"]),
+    ("conf/config.yaml", "defaults: [{pipeline: main}, {modl: reference}]\n", ["conf/modl/reference"]),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "said"), FILES)
+def test_a_mistake_in_a_file_is_named(
+    name: str, text: str, said: list[str], toy: Toy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    toy.write(name, text)
+    status = main(["plan", "--project", str(toy.root)])
+    err = capsys.readouterr().err
+    assert status == 2, err
+    assert all(part in err for part in said), err
+
+
+def test_outside_a_project(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["build", "--project", str(tmp_path)]) == 2
+    assert "neither" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["biuld"], "did you mean 'build'?"),
+        (["stage"], "needs a node's name"),
+        (["stage", "quantise"], "did you mean 'quantize'?"),
+        (["build", "--jobs", "0"], "at least one worker"),
+        (["build", "--jsn"], "did you mean '--json'?"),
+        ([], "commands: build"),
+        (["build", "--config-dir", "nowhere"], "no such folder"),
+    ],
+)
+def test_a_mistake_in_the_command(
+    words: list[str], said: str, untouched: Toy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words, "--project", str(untouched.root)]) == 2
+    assert said in capsys.readouterr().err
