@@ -161,9 +161,12 @@ def _unary(operator: str) -> Callable[..., ir.Value]:
 
 
 def _binary(operator: str, dtype: ir.DataType | None = None) -> Callable[..., ir.Value]:
-    def emitter(graph: GraphBuilder, node: Node, left: Any, right: Any) -> ir.Value:
+    def emitter(graph: GraphBuilder, node: Node, left: Any, right: Any, alpha: float = 1) -> ir.Value:
         like = left if isinstance(left, ir.Value) else right
-        return graph.op(operator, graph.operand(left, like), graph.operand(right, like), dtype=dtype)
+        left, right = graph.operand(left, like), graph.operand(right, like)
+        if alpha != 1:
+            right = graph.op("Mul", right, graph.operand(alpha, right))
+        return graph.op(operator, left, right, dtype=dtype)
 
     return emitter
 
