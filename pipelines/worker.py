@@ -14,6 +14,7 @@ import time
 import traceback
 import typing
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from pipelines import typed
@@ -83,10 +84,17 @@ def invoke(task: Task, work: Workspace) -> None:
                 hint=f"give stage {task.node} `needs: {{{parameter}: STAGE}}`",
             )
     function(**given)
-    if not any(path.is_file() for path in work.out.rglob("*")):
-        raise StageError(
-            f"{task.run} left no file in its output folder", hint="a stage writes its artifact to work.out"
-        )
+    check_output(task.run, work.out)
+
+
+def check_output(run: str, out: Path) -> None:
+    """Raise StageError where a stage has left nothing, or what is not a plain file."""
+    left = [path for path in sorted(out.rglob("*")) if path.is_symlink() or not path.is_dir()]
+    if not left:
+        raise StageError(f"{run} left no file in its output folder", hint="a stage writes its artifact to work.out")
+    for path in left:
+        if path.is_symlink() or not path.is_file():
+            raise StageError(f"{run} left {path.relative_to(out)}, which is not a plain file")
 
 
 def settings(task: Task) -> Any:

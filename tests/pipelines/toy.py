@@ -1,12 +1,18 @@
 """A project with quick stages, to build for real: load, quantize, convert, validate, package for three devices."""
 
+import contextlib
+import importlib
+import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pipelines.cli import main
 
 PIPELINE = """
 schemas: toystages.schema.SCHEMAS
@@ -175,7 +181,7 @@ class Result:
 
 
 class Toy:
-    """The project in `root`, with commands run in processes of their own."""
+    """The project in `root`."""
 
     def __init__(self, root: Path):
         self.root = root
@@ -191,8 +197,18 @@ class Toy:
         self.write(name, text.replace(old, new))
 
     def run(self, *words: str, env: dict[str, str] | None = None) -> Result:
-        """Run `tapeout`."""
-        return self.call(sys.executable, "-m", "pipelines.cli", *words, env=env)
+        """Run `tapeout`: in this process, which saves imports, unless it needs another environment."""
+        if env is not None:
+            return self.call(sys.executable, "-m", "pipelines.cli", *words, env=env)
+        out, err, paths, handler = io.StringIO(), io.StringIO(), list(sys.path), signal.getsignal(signal.SIGTERM)
+        with contextlib.chdir(self.root), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            status = main(list(words))
+        sys.path[:] = paths
+        signal.signal(signal.SIGTERM, handler)
+        for name in [name for name in sys.modules if name.partition(".")[0] in ("toystages", "mystages")]:
+            del sys.modules[name]
+        importlib.invalidate_caches()
+        return Result(status, out.getvalue(), err.getvalue())
 
     def build(self, *words: str, env: dict[str, str] | None = None) -> Result:
         """Run `tapeout build --json`."""
