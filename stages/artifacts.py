@@ -110,8 +110,8 @@ class Calibration(Artifact):
 
 
 class QuantizedModel(Artifact):
-    """The model as it will be shipped, before any runtime: weights.safetensors and formats.json (quantizers/store.py), with
-    the checkpoint's config.json, tokenizer.json and preprocessing.json beside them."""
+    """The model as it will be shipped, before any runtime: weights.safetensors and formats.json (quantizers/store.py),
+    with the checkpoint's config.json, tokenizer.json and preprocessing.json beside them."""
 
     def store(self) -> "QuantizedStore":
         from stages.quantizers.store import QuantizedStore

@@ -103,7 +103,7 @@ class ConvFeedForward(nn.Module):
 
 
 class RepMixerBlock(nn.Module):
-    """Mixes tokens by a depthwise 3x3 convolution; trained with an identity beside it, which folding adds to its centre."""
+    """Mixes tokens by a depthwise 3x3 convolution; trained with an identity beside it, which folds into its centre."""
 
     def __init__(self, width: int, config: VisionConfig, trainable: bool):
         super().__init__()
