@@ -177,6 +177,7 @@ class Run:
         if not outcome.passed:
             message = "\n  ".join(filter(None, [outcome.error, outcome.hint]))
             key = self.checkout.key_of(ingredients)
+            self.checkout.store.discard(task.out)
             self.display.ended(
                 self.summary.add(node, self.plan.devices, "failed", None, outcome.seconds, key, why, message)
             )

@@ -121,7 +121,9 @@ def test_the_same_bytes_in_another_folder_by_another_user(built: Toy, tmp_path: 
     other = make_toy(tmp_path / "elsewhere" / "deep")
     home = tmp_path / "home"
     home.mkdir()
-    assert other.build(env={"HOME": str(home), "PYTHONHASHSEED": "7", "OMP_NUM_THREADS": "3"}).status == 0
+    assert (
+        other.build("--jobs", "2", env={"HOME": str(home), "PYTHONHASHSEED": "7", "OMP_NUM_THREADS": "3"}).status == 0
+    )
     assert other.files() == built.files()
     assert not any(str(tmp_path).encode() in data for data in other.files().values())
 

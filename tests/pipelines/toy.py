@@ -49,7 +49,7 @@ FILES = {
     "conf/quantize/int4.yaml": "bits: 4\ngroup_size: 32\n",
     "conf/quantize/int8.yaml": "bits: 8\ngroup_size: 32\n",
     "conf/validate/default.yaml": "bound: 0.5\nnoise: 0.0\n",
-    "conf/executor/local.yaml": "kind: local\njobs: 2\n",
+    "conf/executor/local.yaml": "kind: local\njobs: 1\n",
     "conf/tracking/none.yaml": "kind: none\nuri: ''\nexperiment: ''\n",
     "conf/tracking/mlflow.yaml": "kind: mlflow\nuri: sqlite:///mlflow.db\nexperiment: toy\n",
     "data/model/weights.txt": "0.25 0.5\n",

@@ -1,0 +1,126 @@
+import json
+import sys
+from pathlib import Path
+
+from tests.pipelines.toy import Toy
+
+HEAVY = ("torch", "coremltools", "onnx", "onnxruntime", "mlflow", "nncf", "rich", "numpy", "dvc")
+
+
+def test_the_command_line_imports_nothing_heavy(built: Toy) -> None:
+    for command in ("plan", "build"):
+        done = built.call(sys.executable, "-X", "importtime", "-m", "pipelines.cli", command)
+        assert done.status == 0
+        imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.err.splitlines() if "|" in line}
+        assert "hydra" in imported
+        assert not imported & set(HEAVY)
+
+
+def test_plan_says_what_would_run_and_why(toy_built: Toy) -> None:
+    before = toy_built.files()
+    rows = [line.split(maxsplit=2) for line in toy_built.run("plan", "quantize.bits=8").out.splitlines()]
+    assert rows[0] == ["load", "cached"]
+    assert rows[1] == ["quantize", "run", "config.bits 4 -> 8"]
+    assert rows[2] == ["convert", "run", "needs quantize"]
+    nodes = json.loads(toy_built.run("plan", "--json").out)["nodes"]
+    assert {node["status"] for node in nodes} == {"cached"}
+    assert toy_built.files() == before
+
+
+def test_explain_shows_what_a_node_is_made_of(toy_built: Toy) -> None:
+    lines = toy_built.run("explain", "quantize", "quantize.bits=8").out.splitlines()
+    assert lines[0] == "quantize: toystages.quantize.quantize"
+    assert any(line.split() == ["config", "bits", "8", "(was", "4)"] for line in lines)
+    assert any(line.split()[:2] == ["modules", "toystages.folder"] for line in lines)
+
+
+def test_verify_names_what_is_damaged_in_the_store(toy_built: Toy) -> None:
+    before = toy_built.files()
+    assert toy_built.run("verify").status == 0
+    path = next(each for each in (toy_built.root / ".tapeout/cache").rglob("*") if each.is_file())
+    path.chmod(0o644)
+    path.write_bytes(b"x" + path.read_bytes())
+    result = toy_built.run("verify")
+    assert result.status == 1
+    assert path.relative_to(toy_built.root).as_posix() in result.out
+    assert toy_built.build().status == 0
+    assert toy_built.files() == before
+    assert toy_built.run("verify").out.strip() == "nothing is damaged"
+
+
+def test_verify_names_what_is_damaged_in_a_bundle(toy_built: Toy) -> None:
+    assert toy_built.run("verify", "artifacts/phone").status == 0
+    bundle = toy_built.root / "artifacts/phone"
+    (bundle / "model.bin").write_text("other")
+    (bundle / "extra").write_text("")
+    result = toy_built.run("verify", "artifacts/phone", "--json")
+    assert result.status == 1
+    assert [line.partition(":")[0] for line in json.loads(result.out)["damaged"]] == [
+        "artifacts/phone/model.bin",
+        "artifacts/phone/extra",
+    ]
+
+
+def test_verify_wants_a_manifest(toy_built: Toy, tmp_path: Path) -> None:
+    assert toy_built.run("verify", str(tmp_path)).status == 2
+
+
+def test_the_report_is_one_file_without_links(toy_built: Toy) -> None:
+    toy_built.build()
+    assert toy_built.run("report").out.strip() == "artifacts/report.html"
+    page = (toy_built.root / "artifacts/report.html").read_text()
+    assert "<h2>phone</h2>" in page
+    assert "3.00 MiB" in page
+    assert "http" not in page
+
+
+def test_there_is_no_report_without_a_build(toy: Toy) -> None:
+    assert toy.run("report").status == 2
+
+
+def test_stage_runs_a_node_even_if_it_is_known(toy_built: Toy) -> None:
+    before = toy_built.files()
+    result = toy_built.run("stage", "convert", "--json")
+    assert result.nodes == {"convert": "built"}
+    assert toy_built.files() == before
+
+
+def test_another_build_is_waited_for(toy_built: Toy) -> None:
+    import fcntl
+    import subprocess
+
+    from tests.pipelines.toy import environment
+
+    with open(toy_built.root / ".tapeout/lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        words = [sys.executable, "-m", "pipelines.cli", "build"]
+        process = subprocess.Popen(words, cwd=toy_built.root, env=environment(), stderr=subprocess.PIPE, text=True)
+        assert process.stderr is not None
+        assert "waiting" in process.stderr.readline()
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        process.communicate(timeout=60)
+    assert process.returncode == 0
+
+
+def test_ctrl_c_stops_the_workers_and_keeps_what_is_finished(toy: Toy) -> None:
+    import signal
+    import subprocess
+
+    from tests.pipelines.toy import environment
+
+    toy.edit(
+        "toystages/convert.py",
+        "    (work.out",
+        "    import time; time.sleep(60)\n    (work.out",
+    )
+    words = [sys.executable, "-m", "pipelines.cli", "build"]
+    process = subprocess.Popen(words, cwd=toy.root, env=environment(), stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("convert"):
+            break
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert toy.run("plan").out.splitlines()[1].split() == ["quantize", "cached"]

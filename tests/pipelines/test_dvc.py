@@ -1,0 +1,83 @@
+"""Real DVC on what a build leaves."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.pipelines.toy import NODES, Toy, add_dvc, make_toy
+
+
+@pytest.fixture(scope="module")
+def tracked(tmp_path_factory: pytest.TempPathFactory) -> Toy:
+    """A built project under git and DVC, with dvc.yaml and dvc.lock committed."""
+    from tests.pipelines.toy import commit
+
+    toy = make_toy(tmp_path_factory.mktemp("dvc") / "toy")
+    add_dvc(toy)
+    assert toy.build().status == 0
+    commit(toy)
+    return toy
+
+
+def clone(toy: Toy, target: Path) -> Toy:
+    assert toy.call("git", "clone", "-q", str(toy.root), str(target)).status == 0
+    return Toy(target)
+
+
+def git_status(toy: Toy) -> str:
+    return toy.call("git", "status", "--short").out
+
+
+def test_dvc_agrees_after_a_build(tracked: Toy) -> None:
+    assert tracked.call("dvc", "status").out.strip() == "Data and pipelines are up to date."
+    repro = tracked.call("dvc", "repro")
+    assert repro.status == 0
+    assert "Running stage" not in repro.out
+    assert git_status(tracked) == ""
+
+
+def test_a_changed_plan_is_recorded_too(tracked: Toy, tmp_path: Path) -> None:
+    toy = Toy(tmp_path / "copy")
+    shutil.copytree(tracked.root, toy.root)
+    assert toy.build("device=[watch]", "quantize.bits=3").status == 0
+    assert "cmd: tapeout stage quantize 'device=[watch]' quantize.bits=3" in (toy.root / "dvc.yaml").read_text()
+    toy.edit("toystages/folder.py", "# as it is", "# nothing new")
+    assert set(toy.build("device=[watch]", "quantize.bits=3").nodes.values()) == {"cached"}
+    assert toy.call("dvc", "status").out.strip() == "Data and pipelines are up to date."
+
+
+def test_repro_alone_builds_the_same_bytes(tracked: Toy, tmp_path: Path) -> None:
+    toy = clone(tracked, tmp_path / "clone")
+    done = toy.call("dvc", "repro")
+    assert done.status == 0, done.err
+    assert done.out.count("Running stage") == len(NODES)
+    assert toy.files() == tracked.files()
+    assert git_status(toy) == ""
+    assert set(toy.build().nodes.values()) == {"cached"}
+    assert git_status(toy) == ""
+
+
+def test_a_clone_that_pulls_builds_nothing(tracked: Toy, tmp_path: Path) -> None:
+    remote = tmp_path / "remote"
+    assert tracked.call("dvc", "remote", "add", "--local", "-f", "-d", "here", str(remote)).status == 0
+    assert tracked.call("dvc", "push").status == 0
+    toy = clone(tracked, tmp_path / "clone")
+    toy.call("dvc", "remote", "add", "--local", "-d", "here", str(remote))
+    assert toy.call("dvc", "pull").status == 0
+    assert toy.files() == tracked.files()
+    assert toy.build().nodes == dict.fromkeys(NODES, "cached")
+    assert git_status(toy) == ""
+
+
+def test_a_stage_does_not_run_on_an_input_whose_gates_failed(toy: Toy) -> None:
+    toy.build("validate.bound=0.95")
+    result = toy.run("stage", "package-phone", "validate.bound=0.95")
+    assert result.status == 1
+    assert "retention of ocr is 0.9, below 0.95" in result.err
+
+
+def test_a_stage_says_which_input_is_missing(toy: Toy) -> None:
+    result = toy.run("stage", "quantize")
+    assert result.status == 1
+    assert "quantize needs load, and artifacts/build/load is not there\n  make it first" in result.err

@@ -1,0 +1,98 @@
+import ast
+import string
+from pathlib import Path
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipelines.digests import Digests, hash_json
+from pipelines.explain import reason
+from pipelines.ledger import Record
+from pipelines.sources import Sources, parse
+from pipelines.tree import Tree
+
+NAMES = st.text(string.ascii_lowercase, min_size=1, max_size=8).filter(lambda name: name.isidentifier())
+PROSE = st.text(string.ascii_letters + " .", max_size=40)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def source(docstring: str, comment: str, gap: int, number: int) -> str:
+    return (
+        f'"""{docstring}"""\n# {comment}\n{chr(10) * gap}def double(x):\n    """{docstring}"""\n'
+        f"    # {comment}\n    return x * {number}  # {comment}\n"
+    )
+
+
+def meaning(folder: Path, text: str) -> str:
+    path = folder / "module.py"
+    path.write_text(text)
+    return str(parse(path)["meaning"])
+
+
+@settings(max_examples=50, deadline=None)
+@given(first=st.tuples(PROSE, PROSE, st.integers(0, 3)), second=st.tuples(PROSE, PROSE, st.integers(0, 3)))
+def test_prose_and_layout_mean_nothing(
+    tmp_path_factory: object, first: tuple[str, str, int], second: tuple[str, str, int]
+) -> None:
+    folder = tmp_path_factory.mktemp("keys")  # type: ignore[attr-defined]
+    assert meaning(folder, source(*first, 2)) == meaning(folder, source(*second, 2))
+    assert meaning(folder, source(*first, 2)) != meaning(folder, source(*first, 3))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    one=st.dictionaries(st.text(max_size=5), VALUES, max_size=4), other=st.dictionaries(st.text(), VALUES, max_size=4)
+)
+def test_keys_are_equal_exactly_where_ingredients_are(one: dict[str, object], other: dict[str, object]) -> None:
+    shuffled = dict(reversed(list(one.items())))
+    assert hash_json(one) == hash_json(shuffled)
+    assert (hash_json(one) == hash_json(other)) == (repr_of(one) == repr_of(other))
+
+
+def repr_of(value: object) -> str:
+    """Equality that tells True from 1."""
+    if isinstance(value, dict):
+        return str(sorted((key, repr_of(each)) for key, each in value.items()))
+    return str([repr_of(each) for each in value]) if isinstance(value, list) else repr(value)
+
+
+@settings(max_examples=30, deadline=None)
+@given(names=st.lists(NAMES, min_size=2, max_size=5, unique=True))
+def test_the_closure_follows_every_import(tmp_path_factory: object, names: list[str]) -> None:
+    """A chain of modules: each import form in turn leads on to the next."""
+    root = tmp_path_factory.mktemp("closure")  # type: ignore[attr-defined]
+    forms = ["import p.{}", "from p import {}", "from . import {}", "from .{} import x", "def f():\n    import p.{}"]
+    (root / "p").mkdir()
+    (root / "p" / "__init__.py").write_text("")
+    names = [f"m_{name}" for name in names]
+    for index, name in enumerate(names):
+        text = forms[index % len(forms)].format(names[index + 1]) if index + 1 < len(names) else "import os, numpy"
+        (root / "p" / f"{name}.py").write_text(text + "\n")
+        ast.parse(text)
+    found = Sources([root], Digests(root / "digests.json")).closure(f"p.{names[0]}")
+    assert set(found) == {"p", *(f"p.{name}" for name in names)}
+
+
+def test_a_literal_import_module_counts(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("import importlib\nimportlib.import_module('b')\n")
+    (tmp_path / "b.py").write_text("")
+    assert set(Sources([tmp_path], Digests(tmp_path / "d")).closure("a")) == {"a", "b"}
+
+
+def test_reasons_name_what_changed() -> None:
+    old = Record({"config": {"bits": 4}, "modules": {"m": "1"}, "inputs": {}, "libraries": {"torch": "1"}}, Tree({}))
+    cases = {
+        "config.bits 4 -> 8": {**old.ingredients, "config": {"bits": 8}},
+        "module m changed": {**old.ingredients, "modules": {"m": "2"}},
+        "input data changed": {**old.ingredients, "inputs": {"data": "x"}},
+        "library.torch 1 -> 2": {**old.ingredients, "libraries": {"torch": "2"}},
+        "config.bits 4 -> 8, and 1 more": {**old.ingredients, "config": {"bits": 8}, "modules": {"m": "2"}},
+        "": dict(old.ingredients),
+    }
+    for expected, ingredients in cases.items():
+        assert reason(old, ingredients) == expected
+    assert reason(None, {}) == "not built before"
