@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
+import pytest
+
 from tests.pipelines.toy import Toy
 
 
+@pytest.mark.slow
 def test_one_run_a_build_with_a_child_a_device(toy: Toy) -> None:
     import mlflow
 
