@@ -1,6 +1,8 @@
 """The reference executor on packages that it did not write: coremltools' own, traced and compressed, and others."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import coremltools as ct
@@ -17,6 +19,7 @@ from torch import nn
 from stages.runtimes.coreml_reference import MLProgram, ProgramError
 from stages.runtimes.coreml_reference.package import unpack
 
+PROJECT = Path(__file__).parents[2]
 IMAGE = (1, 3, 24, 24)
 BINARIES = {"int4": (4, True), "uint1": (1, False), "uint2": (2, False), "uint3": (3, False), "uint4": (4, False)}
 
@@ -193,6 +196,49 @@ def test_states_keep_their_meaning_where_copies_could_be_spared(tmp_path):
     assert (found["last"] == expected).all()  # what was returned earlier is not changed by later calls
 
 
+class Memory(nn.Module):
+    """Keeps a running mixture of the rows that it was given."""
+
+    def __init__(self, share: float):
+        super().__init__()
+        self.share = share
+        self.register_buffer("memory", torch.zeros(4, 8))
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        self.memory[1:3] = self.memory[1:3] * self.share + rows
+        return self.memory @ self.memory.T
+
+
+def test_states_and_functions_that_coremltools_made(tmp_path):
+    functions = {"slow": 0.75, "fast": 0.25}
+    merged = ct.utils.MultiFunctionDescriptor()
+    for name, share in functions.items():
+        model = ct.convert(
+            torch.jit.trace(Memory(share), torch.zeros(2, 8)),
+            inputs=[ct.TensorType("rows", (2, 8))],
+            outputs=[ct.TensorType("products")],
+            states=[ct.StateType(ct.TensorType(shape=(4, 8), dtype=np.float16), "memory")],
+            minimum_deployment_target=ct.target.iOS18,
+            skip_model_load=True,
+        )
+        model.save(str(tmp_path / f"{name}.mlpackage"))
+        merged.add_function(str(tmp_path / f"{name}.mlpackage"), "main", name)
+    merged.default_function_name = "slow"
+    ct.utils.save_multifunction(merged, str(tmp_path / "merged.mlpackage"))
+
+    program = MLProgram(tmp_path / "merged.mlpackage")
+    assert program.functions == ["fast", "slow"]
+    memory, state = torch.zeros(4, 8), program.new_state()
+    for index, name in enumerate(["slow", "fast", "slow"]):
+        rows = torch.randn(2, 8, generator=torch.Generator().manual_seed(index))
+        expected = Memory(functions[name])
+        expected.memory = memory
+        with torch.no_grad():
+            products = expected(rows).numpy()
+        found = program.function(name).predict({"rows": rows}, state)["products"]
+        assert np.abs(found - products).max() < 2e-2
+
+
 ELEMENTWISE = ("abs", "erf", "exp", "gelu", "relu", "rsqrt", "sigmoid", "silu", "sqrt", "square", "tanh")
 PAIRWISE = ("add", "sub", "mul", "real_div", "maximum", "minimum")
 
@@ -269,3 +315,15 @@ def test_a_damaged_package_is_one_clear_error(traced, tmp_path, damage, message)
     damage(path)
     with pytest.raises(ProgramError, match=message):
         MLProgram(path).function()
+
+
+def test_it_runs_without_importing_coremltools(traced, tmp_path):
+    """Which takes ten seconds; only its protobuf classes are needed."""
+    traced.save(str(tmp_path / "traced.mlpackage"))
+    script = (
+        "import sys; from stages.runtimes.coreml_reference import MLProgram; "
+        "MLProgram(sys.argv[1]).function(); print('coremltools' in sys.modules)"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "traced.mlpackage")]
+    result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"

@@ -46,7 +46,7 @@ class CacheLayer:
 
 
 class FunctionBuilder:
-    """The context of an emission. Emitters call the MIL Builder (`mb`) directly; it adds to this function.
+    """The context of an emission. Within `with`, emitters call the MIL Builder (`mb`), which adds to this function.
 
     `inputs`: the function's input Vars by name. `context`: rows of the caches, 0 where there are none.
     """
@@ -62,14 +62,19 @@ class FunctionBuilder:
         self.weights: dict[str, Var] = {}
         self._memo: dict[Hashable, Var] = {}
         self._caches: dict[str, Var] = {}
+
+    def __enter__(self) -> "FunctionBuilder":
         self.function.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.function.__exit__(*error)
 
     def finish(self, outputs: list[Var]) -> None:
-        """Close the function; outputs in the order of the spec."""
+        """Name the function's outputs, in the order of the spec."""
         for name, var in zip(self.spec.outputs, outputs, strict=True):
             var.set_name(name)
         self.function.set_outputs(outputs)
-        self.function.__exit__(None, None, None)
 
     def fp16(self, name: str) -> Var:
         """The input of that name, as float16."""

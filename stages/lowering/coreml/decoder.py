@@ -11,7 +11,6 @@ from torch.fx import Node
 
 from stages.lowering.coreml.builder import CacheLayer, FunctionBuilder
 from stages.lowering.graph import Weight, register
-from stages.models.ops import rotary_angles
 
 MASKED = -40000.0  # added to a score that must not count; -inf would make NaN on the Neural Engine
 LEAST_SCALE = 2.0**-4
@@ -121,8 +120,10 @@ def _mask(context: FunctionBuilder, position: Var, tokens: int, groups: int) -> 
 
 
 def _rotary_table(part: str, rows: int, head_dim: int, theta: float) -> NDArray[np.float16]:
-    cosines, sines = rotary_angles(torch.arange(rows), head_dim, theta)
-    if part == "cosines":
-        return cosines.numpy().astype(np.float16)
-    signs = np.repeat(np.array([-1, 1], np.float32), head_dim // 2)
-    return (sines.numpy() * signs).astype(np.float16)
+    """(rows, head_dim). Angles are float32, as the model's; cosines float64, to be rounded alike on any processor."""
+    exponents = np.arange(0, head_dim, 2, dtype=np.float64) / head_dim
+    angles = np.arange(rows, dtype=np.float32)[:, None] * (1.0 / theta**exponents).astype(np.float32)
+    half = (np.cos if part == "cosines" else np.sin)(angles.astype(np.float64))
+    first = half if part == "cosines" else -half
+    table: NDArray[np.float16] = np.concatenate([first, half], axis=1).astype(np.float16)
+    return table

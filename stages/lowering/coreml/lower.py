@@ -32,17 +32,16 @@ def lower_coreml(
     """
     _check_sizes(context, prefill_chunk)
     bank = WeightBank(store)
-    encoder_spec = _encoder_spec(config)
-    encoder = FunctionBuilder(encoder_spec, bank)
-    encoder.finish(emit(capture_encoder(config), "coreml", encoder, {"image": encoder.fp16("image")}))
+    with FunctionBuilder(_encoder_spec(config), bank) as encoder:
+        encoder.finish(emit(capture_encoder(config), "coreml", encoder, {"image": encoder.fp16("image")}))
     functions = {"encoder": _save(out, "encoder", [encoder], bank)["main"]}
 
     bank = WeightBank(store)
     decoders = []
     for name, tokens in (("prefill", prefill_chunk), ("decode", 1)):
-        builder = FunctionBuilder(_decoder_spec(config, name, tokens, context), bank, context=context)
         captured = capture_decoder(config, tokens, context)
-        builder.finish(emit(captured, "coreml", builder, _decoder_inputs(config, builder))[:1])
+        with FunctionBuilder(_decoder_spec(config, name, tokens, context), bank, context=context) as builder:
+            builder.finish(emit(captured, "coreml", builder, _decoder_inputs(config, builder))[:1])
         decoders.append(builder)
     functions |= _save(out, "decoder", decoders, bank)
     return _description(config, context, prefill_chunk) | {"functions": functions}

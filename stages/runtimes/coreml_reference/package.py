@@ -90,7 +90,7 @@ class Package:
         manifest = self.path / "Manifest.json"
         try:
             entries = json.loads(manifest.read_text(encoding="utf-8"))
-            relative = entries["itemInfoEntries"][entries["rootModelIdentifier"]]["path"]
+            relative = str(entries["itemInfoEntries"][entries["rootModelIdentifier"]]["path"])
         except FileNotFoundError:
             raise ProgramError(f"{manifest} is missing", hint="Expected the folder of an .mlpackage.") from None
         except (ValueError, KeyError, TypeError) as cause:
@@ -116,6 +116,7 @@ class Package:
         shape = tuple(dimension.constant.size for dimension in kind.dimensions)
         count = int(np.prod(shape, dtype=np.int64))
         name = type_names()[kind.dataType]
+        array: NDArray[Any]
         if isinstance(values, list):
             array = np.array(values, _NUMPY[name])
         elif name in _PACKED:

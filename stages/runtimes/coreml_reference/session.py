@@ -32,7 +32,8 @@ class CoreMLSession:
 
     def encode(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """pixels (1, 3, S, S), normalised -> visual tokens (T, D)."""
-        return self._encoder.predict({"image": pixels})["features"][0].astype(np.float32)
+        features: NDArray[np.float32] = self._encoder.predict({"image": pixels})["features"][0].astype(np.float32)
+        return features
 
     def start(self) -> State:
         """An empty cache."""
@@ -78,4 +79,5 @@ class CoreMLSession:
             "image_features": padded_features,
             "position": np.array([position], np.int32),
         }
-        return function.predict(inputs, cache)["logits"][0, : len(ids)].astype(np.float32)
+        logits: NDArray[np.float32] = function.predict(inputs, cache)["logits"][0, : len(ids)].astype(np.float32)
+        return logits
