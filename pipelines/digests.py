@@ -59,11 +59,15 @@ class Digests:
         self.changed = True
 
     def save(self) -> None:
-        """Write the memory, less what changed too recently to be told apart from a change to come."""
+        """Write the memory, less files that are gone or that changed so recently that another change would not show."""
         if not self.changed:
             return
         limit = time.time_ns() - RACY
-        settled = {name: entry for name, entry in self.known.items() if entry[0][2] < limit}
+        settled = {
+            name: entry
+            for name, entry in self.known.items()
+            if entry[0][2] < limit and os.path.exists(name.partition(":")[2])
+        }
         self.path.parent.mkdir(parents=True, exist_ok=True)
         aside = self.path.with_name(f"{self.path.name}.{os.getpid()}")
         aside.write_text(json.dumps(settled, separators=(",", ":")), encoding="utf-8")

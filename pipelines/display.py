@@ -71,28 +71,21 @@ class LineDisplay:
 
 
 class BarDisplay:
-    """A bar for each running node, and one for the build."""
+    """A bar for each running node, and one for the build. A build in which nothing runs has no bars."""
 
     def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
-        from rich.progress import Progress as Bars
-
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[text]}"),
-            TimeElapsedColumn(),
-        )
-        self._bars = Bars(*columns, console=Console(stderr=True), transient=True)
+        self._bars: Any = None
         self._tasks: dict[str, Any] = {}
-        self._total: Any = None
+        self._nodes = self._ended = 0
 
     def begin(self, nodes: int) -> None:
-        self._bars.start()
-        self._total = self._bars.add_task("build", total=nodes, text="")
+        self._nodes = nodes
 
     def started(self, node: Node, why: str) -> None:
+        if self._bars is None:
+            self._bars = make_bars()
+            self._bars.start()
+            self._tasks[""] = self._bars.add_task("build", total=self._nodes, completed=self._ended, text="")
         self._tasks[node.name] = self._bars.add_task(node.name, total=None, text=why)
 
     def progress(self, report: Report) -> None:
@@ -101,18 +94,33 @@ class BarDisplay:
             self._bars.update(task, completed=event.done, total=event.total or None, text=event.text)
 
     def ended(self, entry: NodeSummary) -> None:
+        self._ended += 1
         task = self._tasks.pop(entry.name, None)
         if task is not None:
             self._bars.remove_task(task)
-        if self._total is not None:
-            self._bars.advance(self._total)
+        if self._bars is not None:
+            self._bars.update(self._tasks[""], completed=self._ended)
         self.note(ending(entry))
 
     def note(self, text: str) -> None:
-        self._bars.console.print(text, markup=False, highlight=False)
+        if self._bars is None:
+            print(text, file=sys.stderr, flush=True)
+        else:
+            self._bars.console.print(text, markup=False, highlight=False)
 
     def close(self) -> None:
-        self._bars.stop()
+        if self._bars is not None:
+            self._bars.stop()
+
+
+def make_bars() -> Any:
+    """Return rich's progress display, imported only when there is something to show."""
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"), TimeElapsedColumn())
+    return Bars(*columns, console=Console(stderr=True), transient=True)
 
 
 def ending(entry: NodeSummary) -> str:

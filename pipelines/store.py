@@ -107,9 +107,10 @@ class Store:
         if not self.objects.is_dir():
             return
         for path in sorted(self.objects.glob("??/*")):
+            if path.name.startswith("."):  # a killed build was writing it
+                path.unlink()
+                continue
             expected = path.parent.name + path.name.removesuffix(".dir")
-            if len(expected) != 32:
-                continue  # something still being written
             self.digests.known.pop(f"digest:{path}", None)
             found = self.digests.of(path).md5
             if found != expected:

@@ -41,4 +41,4 @@ def percent(value: float | None) -> str:
 
 def number(value: Any) -> str:
     """Return a share as a percentage, a count as it is."""
-    return percent(value) if isinstance(value, float) and 0 <= value <= 1 else str(value)
+    return f"{100 * value:.2f} %" if isinstance(value, float) and 0 <= value <= 1 else str(value)

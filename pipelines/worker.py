@@ -144,7 +144,7 @@ def workspace(task: Task, line: Connection) -> Workspace:
         elif isinstance(event, Metric):
             with open(task.metrics, "a", encoding="utf-8") as file:
                 file.write(json.dumps(dataclasses.asdict(event)) + "\n")
-        elif time.monotonic() - last > 0.1 or event.done >= event.total:
+        elif time.monotonic() - last > 0.1 or event.done >= event.total > 0:
             last = time.monotonic()
             line.send(Report(task.node, event))
 

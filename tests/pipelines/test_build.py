@@ -38,7 +38,7 @@ def test_the_terminal_gets_a_table_for_each_device(built: Toy) -> None:
     lines = out.splitlines()
     assert lines[0] == "phone  3.00 MiB  artifacts/phone"
     assert lines[2].split() == ["ocr", "10", "99.0", "%", "98.0", "%", "99.0", "%", "[97.0", "%,", "100.0", "%]"]
-    assert "parity        top1 99.9 %" in out
+    assert "parity        top1 99.90 %" in out
     assert "gates         1 of 1 passed" in out
 
 
