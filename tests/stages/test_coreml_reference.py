@@ -272,6 +272,30 @@ def test_a_sum_is_accumulated_in_float32(tmp_path):
     assert result["mean"].dtype == np.float16 and result["mean"][0, 0] == 100  # the sum itself is beyond float16
 
 
+def test_slices_of_every_kind(tmp_path):
+    @mb.program(
+        input_specs=[mb.TensorSpec((4, 6, 5), types.fp32), mb.TensorSpec((3,), types.int32)],
+        opset_version=ct.target.iOS18,
+    )
+    def program(x, begin):
+        masks = {"begin_mask": [True, False, False], "squeeze_mask": [False, False, True]}
+        last = mb.add(x=begin, y=np.int32([2, 2, 2]))
+        return (
+            mb.slice_by_index(x=x, begin=[3, 1, -2], end=[4, 6, 9], stride=[1, 2, 1], **masks, name="masked"),
+            mb.slice_by_index(x=x, begin=[3, 5, 0], end=[0, 1, 5], stride=[-1, -2, 1], name="backwards"),
+            mb.slice_by_index(x=x, begin=begin, end=last, name="computed"),
+            mb.slice_by_size(x=x, begin=begin, size=[2, -1, 1], name="sized"),
+        )
+
+    x = np.arange(120, dtype=np.float32).reshape(4, 6, 5)
+    path = package(program, tmp_path / "slices.mlpackage")
+    found = MLProgram(path).predict({"x": x, "begin": np.array([1, 2, 3], np.int32)})
+    assert np.array_equal(found["masked"], x[:4, 1:6:2, 3])
+    assert np.array_equal(found["backwards"], x[3:0:-1, 5:1:-2])
+    assert np.array_equal(found["computed"], x[1:3, 2:4, 3:5])
+    assert np.array_equal(found["sized"], x[1:3, 2:, 3:4])
+
+
 def test_unknown_operators_are_all_named(tmp_path):
     @mb.program(input_specs=[mb.TensorSpec((1, 4), types.fp32)], opset_version=ct.target.iOS18)
     def program(x):

@@ -1,6 +1,7 @@
 """Rules of the operators that move numbers about: shapes, slices, gathers, joins."""
 
 from collections.abc import Callable, Sequence
+from operator import getitem
 from typing import Any
 
 import torch
@@ -118,7 +119,11 @@ def gather_along_axis(call: Call) -> Kernel:
 @operator("slice_by_index")
 def slice_by_index(call: Call) -> Kernel:
     index, bounds = _indexer(call)
-    return Kernel(lambda x, *given: _take(x, index(given)), ("x", *bounds), view=True)
+    take = _take_backwards if any(stride < 0 for stride in call.static("stride", [])) else getitem
+    if bounds:
+        return Kernel(lambda x, *given: take(x, index(given)), ("x", *bounds), view=True)
+    fixed = index(())
+    return Kernel(lambda x: take(x, fixed), ("x",), view=True)
 
 
 @operator("slice_by_size")
@@ -150,7 +155,11 @@ def _indexer(call: Call) -> tuple[Callable[[Sequence[torch.Tensor]], Index], tup
     strides = call.static("stride", [1] * rank)
     masks = [call.static(f"{name}_mask", [False] * rank) for name in ("begin", "end", "squeeze")]
 
+    plain = all(stride == 1 for stride in strides) and not any(map(any, masks))
+
     def index(begin: Sequence[int], end: Sequence[int]) -> Index:
+        if plain:
+            return tuple(map(slice, begin, end))
         return tuple(
             first if squeezed else slice(None if from_start else first, None if to_end else last, stride)
             for first, last, stride, from_start, to_end, squeezed in zip(begin, end, strides, *masks, strict=True)
@@ -169,11 +178,9 @@ def _indexer(call: Call) -> tuple[Callable[[Sequence[torch.Tensor]], Index], tup
     return from_bounds, computed
 
 
-def _take(x: torch.Tensor, index: Index) -> torch.Tensor:
+def _take_backwards(x: torch.Tensor, index: Index) -> torch.Tensor:
     """x[index]; torch knows no negative steps, so such axes are gathered."""
-    if not any(isinstance(part, slice) and part.step < 0 for part in index):
-        return x[index]
-    backwards = {axis: part for axis, part in enumerate(index) if isinstance(part, slice) and part.step < 0}
+    backwards = {axis: part for axis, part in enumerate(index) if isinstance(part, slice) and (part.step or 1) < 0}
     for axis, part in backwards.items():
         x = x.index_select(axis, torch.tensor(range(*part.indices(x.shape[axis])), dtype=torch.long))
     return x[tuple(slice(None) if axis in backwards else part for axis, part in enumerate(index))]
