@@ -42,6 +42,12 @@ FILES = {
     "conf/config.yaml": "defaults: [{pipeline: main}, {model: reference}, {device: [phone, tablet]}, {quantize: int4},"
     " {validate: default}, {executor: local}, {tracking: none}, _self_]\n",
     "conf/pipeline/main.yaml": PIPELINE,
+    "conf/pipeline/pair.yaml": """
+schemas: toystages.schema.SCHEMAS
+stages:
+  load: {run: toystages.load.load, config: model, sources: {path: ["*.txt"]}}
+  quantize: {run: toystages.quantize.quantize, config: quantize, needs: {checkpoint: load}}
+""",
     "conf/model/reference.yaml": "path: data/model\n",
     "conf/device/phone.yaml": "# @package device.phone\nname: phone\nruntime: a\nbudget: 1\noverrides: {}\n",
     "conf/device/tablet.yaml": "# @package device.tablet\nname: tablet\nruntime: a\nbudget: 1\noverrides: {}\n",
