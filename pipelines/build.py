@@ -256,7 +256,8 @@ def make_executor(project: Project, config: Config, jobs: int | None) -> Executo
     kind = config.executor.kind
     if kind not in kinds:
         raise ConfigError(f"executor.kind: there is no '{kind}'", hint=suggestion(kind, kinds, "kinds"))
-    count = jobs or config.executor.jobs or len(os.sched_getaffinity(0))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    count = jobs or config.executor.jobs or cores or 1
     return kinds[kind](project.root, count)
 
 
