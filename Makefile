@@ -23,10 +23,10 @@ lint: setup
 	mypy
 
 test: lint
-	python -m pytest -q -n 2 -m "not slow" $(ARGS)
+	python -m pytest -q -n 2 --dist loadfile -m "not slow" $(ARGS)
 
 test-all: lint
-	python -m pytest -q -n 2 $(ARGS)
+	python -m pytest -q -n 2 --dist loadfile $(ARGS)
 
 clean:
 	rm -rf $(VENV)
