@@ -12,15 +12,20 @@ from stages.models.vlm import VisionLanguageModel
 
 
 class Trainee(nn.Module):
-    """The model with an auxiliary head, used in training only, that names what each visual token sees."""
+    """The model with an auxiliary head, used in training only, that names what each visual token sees, and where it is
+    (without it the tower, which has no absolute positions, learns left from right late)."""
 
     def __init__(self, model: VisionLanguageModel):
         super().__init__()
         self.model = model
-        self.grid_head = nn.Linear(model.config.vision.output_width, sum(GRIDS))
+        self.heads = (*GRIDS, *model.config.vision.grid)
+        self.grid_head = nn.Linear(model.config.vision.output_width, sum(self.heads))
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(logits (B, K, L-1, V) of the next tokens, answer loss, auxiliary loss)."""
+        """(logits (tokens, V) of all answer tokens, answer loss, auxiliary loss).
+
+        A token weighs 1/sqrt(n) in an answer of n: long words would outweigh all else, each counted once would not.
+        """
         features = self.model.vision(normalized(batch.pixels))
         visual = self.model.projector(features)
         count, questions, length = batch.ids.shape
@@ -30,15 +35,22 @@ class Trainee(nn.Module):
         hidden = hidden[:, visual.shape[1] :].view(count, questions, length, -1)[:, :, :-1]
         targets, wanted = batch.ids[:, :, 1:], batch.answers[:, :, 1:]
         logits = self.model.text.head(hidden[wanted])
-        loss = F.cross_entropy(logits, targets[wanted])
+        losses = F.cross_entropy(logits, targets[wanted], reduction="none")
+        weights = wanted.sum(-1, keepdim=True).clamp_min(1).rsqrt().expand_as(wanted)[wanted]
+        loss = (losses * weights).sum() / weights.sum()
         return logits, loss, self._grid_loss(features, batch.grids)
 
     def _grid_loss(self, features: torch.Tensor, grids: torch.Tensor) -> torch.Tensor:
+        rows, columns = self.model.config.vision.grid
+        places = torch.arange(rows * columns, device=features.device)
+        where = torch.stack([places // columns, places % columns]).expand(len(grids), -1, -1)
         total = features.new_zeros(())
-        for layer, scores in enumerate(self.grid_head(features).split(GRIDS, dim=-1)):
+        labels = torch.cat([grids, where], dim=1).unbind(1)
+        for number, scores in enumerate(self.grid_head(features).split(self.heads, dim=-1)):
             weight = torch.ones(scores.shape[-1], device=scores.device)
-            weight[0] = 0.1
-            total = total + F.cross_entropy(scores.transpose(1, 2), grids[:, layer], weight=weight)
+            if number < len(GRIDS):
+                weight[0] = 0.1  # most cells hold nothing
+            total = total + F.cross_entropy(scores.transpose(1, 2), labels[number], weight=weight)
         return total
 
 
