@@ -1,11 +1,11 @@
 # `make build` and `make test` do everything on a fresh machine with python3 and make.
 PYTHON ?= python3
 VENV   := .venv
-BIN    := $(CURDIR)/$(VENV)/bin
+BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 TORCH  := torch==2.13.0
 # The environment's commands first, so that `tapeout` and `dvc` find each other.
-export PATH := $(BIN):$(PATH)
+export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: setup build report lint test test-all clean
 
@@ -32,7 +32,7 @@ clean:
 	rm -rf $(VENV)
 
 # torch comes by pip, which may be set up for a local or a CPU build; the rest from the lock, with hashes.
-$(READY): requirements.lock pyproject.toml
+$(READY): requirements.lock pyproject.toml Makefile
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(TORCH) $$(sed -n 's/^\(uv==[^ ]*\).*/\1/p' requirements.lock)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes -r requirements.lock

@@ -15,14 +15,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    answers = {
-        path.parent.name.removeprefix("validate-"): read_answers(path)
-        for path in sorted(Path("artifacts/build").glob("validate*/answers.jsonl"))
-    }
+    answers = last_answers()
     if len(answers) < 2:
-        raise SystemExit(
-            "fewer than two validated devices in artifacts/build: run `tapeout build` with two devices first"
-        )
+        raise SystemExit("the last build validated fewer than two devices: run `tapeout build` with two or more")
     figures = []
     for first, second in combinations(answers, 2):
         same = sum(a.tokens == b.tokens for a, b in paired(answers[first], answers[second]))
@@ -31,6 +26,19 @@ def main() -> None:
         print(f"{first} and {second}: {same} of {total} answers equal, {100 * same / total:.2f} %")
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
+def last_answers() -> dict[str, list[Answer]]:
+    """The answers of each device of the last build, from the nodes that its summary names."""
+    last = Path(".tapeout/last.json")
+    if not last.is_file():
+        raise SystemExit("nothing has been built here: run `tapeout build` first")
+    return {
+        device: read_answers(Path("artifacts/build") / node["name"] / "answers.jsonl")
+        for node in json.loads(last.read_text(encoding="utf-8"))["nodes"]
+        if node["stage"] == "validate" and node["status"] in ("built", "cached")
+        for device in node["devices"]
+    }
 
 
 def paired(first: list[Answer], second: list[Answer]) -> list[tuple[Answer, Answer]]:

@@ -4,13 +4,19 @@ not matter."""
 import hashlib
 import json
 import os
+import shutil
+import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).parent.parent
 BUNDLES = {"iphone-15-pro": "coreml", "pixel-8": "onnxruntime"}
@@ -70,7 +76,7 @@ def clone(folder: Path, name: str, threads: str, seed: str) -> Clone:
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
     """A clone in which the default build has run, with fewer questions."""
-    made = clone(tmp_path_factory.mktemp("first"), "ada", threads="1", seed="1")
+    made = clone(tmp_path_factory.mktemp("first"), "lovelace-the-first", threads="1", seed="1")
     done = made.tapeout("build", "questions.per_task=20", "--json")
     assert done.returncode == 0, done.stdout + done.stderr
     yield made
@@ -106,16 +112,17 @@ def test_the_devices_give_the_same_answers(built: Clone) -> None:
     assert done.returncode == 0, done.stderr
     (figures,) = json.loads((built.folder / "agreement.json").read_text())
     assert figures["questions"] == 180
-    assert figures["same"] >= 0.98 * figures["questions"]
+    assert figures["same"] >= 0.99 * figures["questions"]
 
 
 def test_other_folders_homes_threads_and_seeds_give_the_same_bytes(built: Clone, tmp_path: Path) -> None:
-    other = clone(tmp_path, "grace", threads="2", seed="77")
+    other = clone(tmp_path, "hopper-the-second", threads="2", seed="77")
     done = other.tapeout("build", "questions.per_task=20", "tracking=none")
     assert done.returncode == 0, done.stderr
     assert other.files() == built.files()
     for made in (built, other):
-        words = [word.encode() for word in (str(made.folder), made.environment["HOME"], made.environment["USER"])]
+        names = (str(made.folder), made.environment["HOME"], made.environment["USER"], str(ROOT), sys.prefix)
+        words = [word.encode() for word in (*names, socket.gethostname())]
         for path in made.files():
             content = (made.folder / path).read_bytes()
             assert not [word for word in words if word in content], f"{path} names who built it"
@@ -126,19 +133,101 @@ def test_dvc_agrees(built: Clone) -> None:
     assert "up to date" in status.stdout, status.stdout + status.stderr
 
 
+@pytest.fixture
+def spare(built: Clone, tmp_path: Path) -> Clone:
+    """A copy of the built clone, to be spoilt."""
+    shutil.copytree(built.folder, tmp_path / "spare")
+    return Clone(tmp_path / "spare", built.environment)
+
+
 @pytest.mark.parametrize(
-    ("words", "parts"),
+    ("words", "status", "parts"),
     [
-        (["quantize=palette4", "device=[pixel-8]"], ["pixel-8", "cannot hold", "palette"]),
-        (["validate.gates=[{metric: size_bytes, task: null, min: null, max: 1000}]"], ["size_bytes", "1000"]),
+        (["quantize=palette4", "device=[pixel-8]"], 2, ["pixel-8", "cannot hold", "palette-4", "affine-int4"]),
+        (["quantize=int5"], 2, ["int5", "int4", "int8"]),
+        (["device=[pixel-9]"], 2, ["pixel-9", "pixel-8"]),
+        (["quantise=int8"], 2, ["quantise", "quantize"]),
+        (["quantize.bit=8"], 2, ["bit", "bits"]),
+        (["model.path=artifacts/referense"], 2, ["artifacts/referense", "reference"]),
+        (["validate.gates=[{metric: size_bytes, task: null, min: null, max: 1000}]"], 1, ["size_bytes", "1000"]),
+        (["validate.gates=[{metric: retention_lo, task: null, min: 0.9, max: null}]"], 2, ["retention_low"]),
     ],
 )
-def test_what_cannot_be_met_is_said(built: Clone, words: list[str], parts: list[str]) -> None:
-    done = built.tapeout("build", "questions.per_task=20", "tracking=none", *words)
-    assert done.returncode in (1, 2)
-    assert "Traceback" not in done.stderr
+def test_a_mistake_is_said_in_one_message(spare: Clone, words: list[str], status: int, parts: list[str]) -> None:
+    done = spare.tapeout("build", "questions.per_task=20", "tracking=none", *words)
+    assert done.returncode == status, done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
     for part in parts:
         assert part in done.stdout + done.stderr
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def poison(path: Path) -> None:
+    tensors = load_file(path)
+    tensors["text.norm.weight"][3] = float("nan")
+    save_file(tensors, path)
+
+
+def pickle_it(path: Path) -> None:
+    torch.save({"text.norm.weight": torch.ones(3)}, path)
+
+
+def lose_a_tensor(path: Path) -> None:
+    tensors = load_file(path)
+    tensors["text.norm.wait"] = tensors.pop("text.norm.weight")
+    save_file(tensors, path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "parts"),
+    [
+        (truncate, ["model.safetensors", "truncated"]),
+        (poison, ["text.norm.weight", "NaN"]),
+        (pickle_it, ["model.safetensors", "pickle"]),
+        (lose_a_tensor, ["text.norm.weight", "text.norm.wait"]),
+        (Path.unlink, ["model.safetensors"]),
+    ],
+)
+def test_a_bad_checkpoint_is_refused_and_leaves_nothing(
+    spare: Clone, spoil: Callable[[Path], None], parts: list[str]
+) -> None:
+    bad = spare.folder / "my checkpoint"
+    shutil.copytree(spare.folder / "artifacts/reference", bad)
+    spoil(bad / "model.safetensors")
+    done = spare.tapeout("build", "model.path=my checkpoint", "tracking=none")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    for part in parts:
+        assert part in done.stdout + done.stderr
+    assert not [name for device in BUNDLES for name in (spare.folder / "artifacts").glob(f"{device}/*")]
+
+
+def test_a_killed_training_goes_on_and_ends_with_the_same_checkpoint(tmp_path: Path) -> None:
+    words = ["build", "pipeline=train", "tracking=none", "train.batch=2", "train.steps=8", "train.warmup=2"]
+    words += ["train.log_every=2", "train.checkpoint_every=2", "train.threads=1"]
+    digests = []
+    for name, kill in (("whole", False), ("killed", True)):
+        made = clone(tmp_path, name, threads="1", seed="0")
+        if kill:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "pipelines.cli", *words],
+                cwd=made.folder,
+                env=made.environment,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+            until = time.monotonic() + 120
+            while not list(made.folder.glob(".tapeout/scratch/*/state/state.pt")) and time.monotonic() < until:
+                time.sleep(0.02)
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        done = made.tapeout(*words)
+        assert done.returncode == 0, done.stdout + done.stderr
+        digests.append((made.folder / "artifacts/build/train/model.safetensors").read_bytes())
+    assert digests[0] == digests[1]
 
 
 @pytest.mark.slow
@@ -148,3 +237,6 @@ def test_the_default_build_passes_with_all_its_questions(tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr
     for gate in json.loads(done.stdout)["gates"]:
         assert gate["passed"], gate
+    made.run(sys.executable, str(ROOT / "benchmarks/agreement.py"), "--json", "agreement.json")
+    (figures,) = json.loads((made.folder / "agreement.json").read_text())
+    assert figures["same"] >= 0.99 * figures["questions"]

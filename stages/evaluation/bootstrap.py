@@ -21,7 +21,7 @@ def retention(
     """artifact and reference: (N,) scores of the same questions, in the same order. Questions are drawn with
     replacement, both scores of each together; the bounds are percentiles of the ratio of means.
 
-    A reference that scores 0 has nothing to retain: the ratio is then 1.
+    A reference that scores 0 has nothing to retain: the ratio is then 0, so that no gate passes on it.
     """
     if artifact.shape != reference.shape or artifact.ndim != 1 or not len(artifact):
         raise ValueError(f"paired scores must have one equal, non-empty shape, not {artifact.shape}, {reference.shape}")
@@ -35,4 +35,4 @@ def retention(
 def _ratio(
     numerator: NDArray[np.float64] | np.float64, denominator: NDArray[np.float64] | np.float64
 ) -> NDArray[np.float64]:
-    return np.divide(numerator, denominator, out=np.ones_like(denominator, dtype=np.float64), where=denominator > 0)
+    return np.divide(numerator, denominator, out=np.zeros_like(denominator, dtype=np.float64), where=denominator > 0)

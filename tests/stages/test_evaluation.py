@@ -69,8 +69,9 @@ def test_retention_covers_the_truth_about_as_often_as_it_says() -> None:
     assert 180 <= covered <= 199
 
 
-def test_a_reference_that_knows_nothing_has_nothing_to_lose() -> None:
-    assert retention(np.ones(5), np.zeros(5), resamples=10, confidence=0.9, seed=1).value == 1.0
+def test_a_reference_that_knows_nothing_passes_no_gate() -> None:
+    kept = retention(np.zeros(5), np.zeros(5), resamples=10, confidence=0.9, seed=1)
+    assert (kept.value, kept.low) == (0.0, 0.0)
 
 
 def test_unpaired_scores_are_refused() -> None:
