@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from torch.utils.data import DataLoader, IterableDataset
 
 from stages.data.digits import handwritten
-from stages.data.questions import ask
+from stages.data.questions import Question, ask
 from stages.data.scenes import COLORS, SHAPES, SIZE, Scene, draw_scene
 from stages.data.words import LETTERS
 
@@ -62,10 +62,7 @@ def _draw_batch(tokenizer: Tokenizer, rng: random.Random, count: int, grid: tupl
         scene = draw_scene(rng, held_out=False)
         pixels.append(scene.pixels)
         grids.append(label_grid(scene, grid))
-        questions = ask(rng, scene)
-        rng.shuffle(questions)
-        questions.sort(key=lambda question: question.task not in ("ocr", "digit", "position"))
-        for column, question in enumerate(questions[:QUESTIONS]):
+        for column, question in enumerate(_choose(rng, scene)):
             prompt = tokenizer.encode(question.text + "<|im_start|>").ids
             answer = tokenizer.encode(question.answer + "<|im_end|>").ids
             ids[row, column, : len(prompt) + len(answer)] = prompt + answer
@@ -76,6 +73,17 @@ def _draw_batch(tokenizer: Tokenizer, rng: random.Random, count: int, grid: tupl
         torch.from_numpy(answers),
         torch.from_numpy(np.stack(grids)),
     )
+
+
+def _choose(rng: random.Random, scene: Scene) -> list[Question]:
+    """The questions to train on: the word, the digit and a relation, which few images have; then any others, some tasks
+    twice, for a relation and its opposite teach more than each alone."""
+    first = ask(rng, scene)
+    again = [question for question in ask(rng, scene) if question.task in ("position", "color")]
+    rare = [question for question in first if question.task in ("ocr", "digit", "position")]
+    others = [question for question in dict.fromkeys(first + again) if question not in rare]
+    rng.shuffle(others)
+    return (rare + others)[:QUESTIONS]
 
 
 def label_grid(scene: Scene, grid: tuple[int, int]) -> NDArray[np.int64]:

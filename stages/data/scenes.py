@@ -86,7 +86,7 @@ class _Canvas:
         """Draw the word, turned by up to 12 degrees; the centres of its letters."""
         rng = self.rng
         package, folder, name = rng.choice(font_names(unseen_fonts))
-        size = rng.randint(13, 24)
+        size = rng.randint(15, 24)
         angle = rng.uniform(-12, 12) if rng.random() < 0.7 else 0.0
         while True:
             font = load_font(package, folder, name, size)
@@ -157,7 +157,7 @@ class _Canvas:
         if rng.random() < 0.25:
             image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 0.7)))
         generator = np.random.RandomState(rng.randrange(2**31))
-        noise = generator.standard_normal((SIZE, SIZE, 3)) * rng.uniform(0, 14)
+        noise = generator.standard_normal((SIZE, SIZE, 3)) * rng.uniform(0, 12)
         return np.clip(np.asarray(image, dtype=np.float64) + noise, 0, 255).astype(np.uint8)
 
     def _ink(self) -> Color:
