@@ -10,10 +10,11 @@ from typing import Any
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from yaml import YAMLError, safe_load
 
 from pipelines.errors import ConfigError, suggestion
 from pipelines.project import Project
@@ -31,6 +32,7 @@ def compose(project: Project, overrides: list[str]) -> tuple[dict[str, Any], dic
     logging.getLogger("hydra").setLevel(logging.ERROR)
     GlobalHydra.instance().clear()
     try:
+        check_choices(project, overrides)
         with initialize_config_dir(str(project.conf), version_base=None):
             config = hydra_compose("config", overrides=overrides + extra, return_hydra_config=True)
         choices = {group: name for group, name in config.hydra.runtime.choices.items() if isinstance(name, str)}
@@ -48,7 +50,49 @@ def compose(project: Project, overrides: list[str]) -> tuple[dict[str, Any], dic
         raise ConfigError(f"conf: {str(error).partition(chr(10))[0]}") from error
     except YAMLError as error:
         raise ConfigError(f"conf: not YAML: {' '.join(str(error).split())}") from error
+    except (
+        AssertionError,
+        AttributeError,
+        LookupError,
+        OSError,
+        TypeError,
+        ValueError,
+    ) as error:  # Hydra's, of odd values
+        raise ConfigError(
+            f"the configuration cannot be composed: {str(error).partition(chr(10))[0]}",
+            hint=f"overrides: {' '.join(overrides) or 'none'}",
+        ) from error
     return {str(key): value for key, value in dict(values).items()}, choices
+
+
+def check_choices(project: Project, overrides: list[str]) -> None:
+    """Raise ConfigError where a group is chosen by anything but one name or, for devices, a list of different names."""
+    defaults = (safe_load((project.conf / "config.yaml").read_text(encoding="utf-8")) or {}).get("defaults") or []
+    chosen = [
+        (f"conf/config.yaml: {group}: {value}", str(group), value)
+        for entry in defaults
+        if isinstance(entry, dict)
+        for group, value in entry.items()
+    ]
+    parsed = OverridesParser.create().parse_overrides(overrides) if overrides else []
+    chosen += [(f"{each.input_line}", each.key_or_group, each.value()) for each in parsed if not each.is_delete()]
+    for what, group, value in chosen:
+        if isinstance(value, str) or not any((base / group).is_dir() for base in (project.conf, *project.config_dirs)):
+            continue
+        names = choices_of(project, group)
+        if group != "device":
+            raise ConfigError(f"{what}: one name is needed", hint=f"conf/{group} has: {', '.join(names)}")
+        if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+            raise ConfigError(f"{what}: device=[NAME,...] is needed", hint=f"conf/device has: {', '.join(names)}")
+        double = sorted({str(each) for each in value if value.count(each) > 1})
+        if double:
+            raise ConfigError(f"{what}: {double[0]} is named twice", hint="name each device once")
+
+
+def choices_of(project: Project, group: str) -> list[str]:
+    """Return the names that conf/GROUP and the user's own folders have."""
+    folders = [base / group for base in (project.conf, *project.config_dirs)]
+    return sorted({path.stem for folder in folders if folder.is_dir() for path in folder.glob("*.yaml")})
 
 
 def missing_file(project: Project, name: str) -> ConfigError:
@@ -57,7 +101,7 @@ def missing_file(project: Project, name: str) -> ConfigError:
     folders = [base / group for base in (project.conf, *project.config_dirs)]
     if not group or not any(folder.is_dir() for folder in folders):
         return ConfigError(f"conf/{name}: no such file")
-    known = sorted(path.stem for folder in folders if folder.is_dir() for path in folder.glob("*.yaml"))
+    known = choices_of(project, group)
     title = f"conf/{group} has"
     return ConfigError(
         f"{group}={choice}: there is no conf/{group}/{choice}.yaml", hint=suggestion(choice, known, title)
@@ -72,7 +116,10 @@ def impossible_override(project: Project, error: ConfigCompositionException, ove
         return ConfigError(f"an override cannot be applied: {str(error).partition(chr(10))[0]}", hint=str(cause or ""))
     path, last = str(key).rpartition(".")[0], str(key).rpartition(".")[2]
     known = keys_of(parent, project if not path else None)
-    given = next((each for each in overrides if each.lstrip("+~").startswith(str(key))), str(key))
+    given = next((each for each in overrides if each.lstrip("+").startswith(str(key))), str(key))
+    removed = next((each for each in overrides if each.partition("=")[0] == f"~{key}"), None)
+    if removed and removed != given:
+        return ConfigError(f"{given}: '{key}' is taken away by {removed}", hint="leave out one of the two")
     where = f"{path} has no key '{last}'" if path else f"there is no group or key '{last}'"
     return ConfigError(f"{given}: {where}", hint=suggestion(last, known, f"{path} has" if path else "there are"))
 

@@ -14,6 +14,10 @@ from pipelines.errors import ConfigError, PlanError, suggestion
 from pipelines.project import Project
 from pipelines.spec import PipelineSpec, read_pipeline
 
+EXECUTORS = ("local",)
+TRACKERS = ("mlflow", "none")
+RESERVED = ("build", "reference")  # folders of artifacts/, where a device's bundle lies under its name
+
 
 @dataclass
 class ExecutorConfig:
@@ -71,7 +75,16 @@ def load_config(project: Project, overrides: list[str]) -> Config:
         where = origin(project, files, group, overrides)
         if schema is not None and not isinstance(value, Mapping):
             raise ConfigError(f"{where}: {group} must be a mapping, and is {value!r}")
-        groups[group] = typed.check(where, group, value, schema) if schema else typed.plain(value)
+        groups[group] = typed.check(where, group, value, schema) if schema else typed.check_untyped(where, group, value)
+    for group, kinds in (("executor", EXECUTORS), ("tracking", TRACKERS)):
+        kind = groups[group]["kind"]
+        if kind not in kinds:
+            where = origin(project, files, group, overrides)
+            raise ConfigError(f"{where}: {group}.kind: there is no '{kind}'", hint=suggestion(kind, kinds, "kinds"))
+    jobs = groups["executor"]["jobs"]
+    if jobs is not None and jobs < 1:
+        where = origin(project, files, "executor", overrides)
+        raise ConfigError(f"{where}: executor.jobs is {jobs}", hint="at least one worker; null is one a core")
     return Config(
         groups=groups,
         devices=devices,
@@ -95,9 +108,14 @@ def check_devices(project: Project, value: Any, schema: type | None, overrides: 
             )
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", str(name)):
             raise ConfigError(f"device '{name}': a name holds only letters, digits, - and _")
+        if str(name).lower() in RESERVED:
+            raise ConfigError(
+                f"device '{name}': artifacts/{name} is kept for Tapeout itself", hint="give the device another name"
+            )
         file = find_file(project, "device", name)
         where = origin(project, {f"device.{name}": file} if file else {}, f"device.{name}", overrides)
-        checked = typed.check(where, f"device.{name}", profile, schema) if schema else typed.plain(profile)
+        group = f"device.{name}"
+        checked = typed.check(where, group, profile, schema) if schema else typed.check_untyped(where, group, profile)
         if checked.get("name", name) != name:
             raise ConfigError(
                 f"{where}: name is '{checked['name']}'", hint=f"it must be '{name}', as the file is called"

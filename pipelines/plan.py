@@ -61,6 +61,7 @@ def make_plan(project: Project, config: Config) -> Plan:
     devices = tuple(config.devices)
     if not devices and any(stage.per for stage in config.pipeline.stages.values()):
         raise PlanError("no device is chosen", hint="choose some: device=[NAME,...]; conf/device holds their profiles")
+    check_overrides(config)
     nodes: dict[str, Node] = {}
     made: dict[tuple[str, str | None], str] = {}  # (stage, device) -> node
     for stage in config.pipeline.stages.values():
@@ -128,8 +129,7 @@ def config_of(project: Project, config: Config, stage: StageSpec, device: str | 
 def overrides_of(config: Config, stage: StageSpec, device: str | None) -> dict[str, Any]:
     """Return what the device's profile changes in the stage's group."""
     overrides = config.devices.get(device or "", {}).get("overrides") or {}
-    found = overrides.get(stage.config) if stage.config else None
-    return dict(found) if isinstance(found, Mapping) else {}
+    return dict(overrides.get(stage.config or "") or {})
 
 
 def slice_of(config: Config, stage: StageSpec, device: str | None) -> dict[str, Any] | None:
@@ -158,13 +158,31 @@ def check_stage(project: Project, config: Config, stage: StageSpec) -> None:
                     f"{where}: stage {stage.name}: device_fields: {device} has no '{field}'",
                     hint=suggestion(field, profile, "it has"),
                 )
-        unknown = set(profile.get("overrides") or {}) - set(config.groups)
-        if unknown:
-            name = sorted(unknown)[0]
+
+
+def check_overrides(config: Config) -> None:
+    """Raise PlanError for a device's override that no stage would see: each stage per device sees its own group's."""
+    seen = {stage.config for stage in config.pipeline.stages.values() if stage.per and stage.config}
+    for device, profile in config.devices.items():
+        overrides = profile.get("overrides") or {}
+        if not isinstance(overrides, Mapping):
             raise PlanError(
-                f"device {device}: overrides: there is no group '{name}'",
-                hint=suggestion(name, config.groups, "groups"),
+                f"device {device}: overrides is {overrides!r}", hint="it maps groups to values: {GROUP: {KEY: VALUE}}"
             )
+        for name, values in overrides.items():
+            if name not in config.groups:
+                hint = suggestion(name, config.groups, "groups")
+                raise PlanError(f"device {device}: overrides: there is no group '{name}'", hint=hint)
+            if seen and name not in seen:
+                raise PlanError(
+                    f"device {device}: overrides.{name}: no stage that is per device uses {name}",
+                    hint=f"a device can override: {', '.join(sorted(map(str, seen)))}",
+                )
+            if not isinstance(values, Mapping):
+                raise PlanError(
+                    f"device {device}: overrides.{name} is {values!r}, and must be a mapping",
+                    hint=f"name the keys: +device.{device}.overrides.{name}.KEY=VALUE",
+                )
 
 
 def check_node(config: Config, node: Node) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,7 +35,25 @@ def check(where: str, group: str, value: Mapping[str, Any], schema: type) -> dic
         raise ConfigError(f"{where}: {group}: {first_line(error)}") from error
     if not isinstance(found, dict):
         raise ConfigError(f"{where}: {group} must be a mapping")
-    return {str(key): plain(each) for key, each in found.items()}
+    return {str(key): plain(each) for key, each in finite(where, group, found).items()}
+
+
+def check_untyped(where: str, group: str, value: Any) -> Any:
+    """Return `value`, a group that has no schema, as JSON can hold it. Raises ConfigError."""
+    return plain(finite(where, group, value))
+
+
+def finite(where: str, key: str, value: Any) -> Any:
+    """Return `value`. Raises ConfigError where a number in it is infinite or none: no key could be made of it."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{where}: {key} is {value}, which is not a finite number", hint=f"set it: {key}=NUMBER")
+    if isinstance(value, Mapping):
+        for name, each in value.items():
+            finite(where, f"{key}.{name}", each)
+    elif isinstance(value, list | tuple):
+        for index, each in enumerate(value):
+            finite(where, f"{key}[{index}]", each)
+    return value
 
 
 def build(value: Mapping[str, Any], schema: type) -> Any:

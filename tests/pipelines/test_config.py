@@ -38,7 +38,38 @@ MISTAKES = [
     ("pipeline.stages.convert.device_fields=[runtme]", ["did you mean 'runtime'?"]),
     ("pipeline.schemas=toystages.schema.SCHEMA", ["did you mean 'SCHEMAS'?"]),
     ("pipeline.stages.validate.per=phone", ["per is 'phone'"]),
+    ("device=null", ["device=null: device=[NAME,...] is needed", "phone, tablet, watch"]),
+    ("device=[null]", ["device=[NAME,...] is needed"]),
+    ("device=[phone,[tablet]]", ["device=[NAME,...] is needed"]),
+    ("device=[phone,phone]", ["phone is named twice"]),
+    ("quantize=null", ["quantize=null: one name is needed", "int4, int8"]),
+    ("quantize=4", ["quantize=4: one name is needed", "int4, int8"]),
+    ("quantize=[int4,int8]", ["one name is needed", "int4, int8"]),
+    ("model=null", ["model=null: one name is needed", "reference"]),
+    ("validate.noise=nan", ["conf/validate/default.yaml with validate.noise=nan: validate.noise is nan"]),
+    ("validate.bound=-inf", ["validate.bound is -inf, which is not a finite number"]),
+    ("+device.phone.overrides.validate.noise=nan", ["device.phone.overrides.validate.noise is nan"]),
+    ("+device.phone.overrides.model.path=data", ["no stage that is per device uses model", "quantize, validate"]),
+    ("+device.phone.overrides.executor.jobs=2", ["no stage that is per device uses executor"]),
+    ("+device.phone.overrides.quantize=5", ["overrides.quantize is 5", "+device.phone.overrides.quantize.KEY=VALUE"]),
+    ("device.phone.overrides=5", ["device.phone"]),
+    ("tracking.kind=mlfow", ["tracking.kind=mlfow", "did you mean 'mlflow'?", "mlflow, none"]),
+    ("executor.kind=ray", ["executor.kind: there is no 'ray'", "kinds: local"]),
+    ("executor.jobs=-1", ["executor.jobs is -1", "at least one worker"]),
+    ("executor.jobs=0", ["executor.jobs is 0"]),
+    ("+device.build={name: build, runtime: a, budget: 1, overrides: {}}", ["artifacts/build is kept"]),
+    ("+device.reference={name: reference, runtime: a, budget: 1, overrides: {}}", ["artifacts/reference is kept"]),
 ]
+
+
+def test_a_key_that_another_override_takes_away(untouched: Toy) -> None:
+    result = untouched.run("plan", "~model", "model.path=x")
+    assert result.status == 2
+    assert "model.path=x: 'model' is taken away by ~model\n  leave out one of the two" in result.err
+
+
+def test_one_device_needs_no_brackets(untouched: Toy) -> None:
+    assert untouched.run("plan", "device=phone").out == untouched.run("plan", "device=[phone]").out
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +105,7 @@ FILES = [
     ),
     ("conf/pipeline/main.yaml", "stages: {}\n", ["conf/pipeline/main.yaml: a pipeline needs `stages`"]),
     ("conf/config.yaml", "defaults: [{pipeline: main}, {modl: reference}]\n", ["conf/modl/reference"]),
+    ("conf/config.yaml", "defaults: [{quantize: [int4, int8]}]\n", ["conf/config.yaml: quantize: ['int4', 'int8']"]),
 ]
 
 
