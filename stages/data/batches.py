@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from torch.utils.data import DataLoader, IterableDataset
 
 from stages.data.digits import handwritten
-from stages.data.questions import Question, ask
+from stages.data.questions import Question, ask, ask_place
 from stages.data.scenes import COLORS, SHAPES, SIZE, Scene, draw_scene
 from stages.data.words import LETTERS
 
@@ -76,11 +76,15 @@ def _draw_batch(tokenizer: Tokenizer, rng: random.Random, count: int, grid: tupl
 
 
 def _choose(rng: random.Random, scene: Scene) -> list[Question]:
-    """The questions to train on: the word, the digit and a relation, which few images have; then any others, some tasks
-    twice, for a relation and its opposite teach more than each alone."""
+    """The questions to train on: the word, relations and half of the digits; then any others.
+
+    Relations are learned last, so they get a step to stand on: the place of one thing, seen from the middle. A relation
+    and its opposite teach more than each alone, so some are asked twice.
+    """
     first = ask(rng, scene)
     again = [question for question in ask(rng, scene) if question.task in ("position", "color")]
-    rare = [question for question in first if question.task in ("ocr", "digit", "position")]
+    wanted = {"ocr", "position"} | ({"digit"} if rng.random() < 0.5 else set())
+    rare = [question for question in first if question.task in wanted] + ask_place(rng, scene)
     others = [question for question in dict.fromkeys(first + again) if question not in rare]
     rng.shuffle(others)
     return (rare + others)[:QUESTIONS]

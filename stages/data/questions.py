@@ -4,7 +4,7 @@ import random
 from collections import Counter
 from dataclasses import dataclass
 
-from stages.data.scenes import COLORS, SHAPES, Scene, Shape
+from stages.data.scenes import COLORS, SHAPES, SIZE, Scene, Shape
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five")
 TASKS = ("ocr", "color", "shape", "count", "existence", "position", "caption", "digit")
@@ -21,6 +21,18 @@ def ask(rng: random.Random, scene: Scene) -> list[Question]:
     """Every question that this scene can answer, at most one a task."""
     makers = (_ocr, _color, _shape, _count, _existence, _position, _caption, _digit)
     return [question for maker in makers if (question := maker(rng, scene)) is not None]
+
+
+def ask_place(rng: random.Random, scene: Scene) -> list[Question]:
+    """Where one thing is, seen from the middle of the image; no question where neither axis leads clearly. Asked in
+    training only."""
+    middle = Shape("", "", SIZE / 2, SIZE / 2, 0)
+    single = _unique([f"{shape.color} {shape.name}" for shape in scene.shapes])
+    things = [shape for shape in scene.shapes if f"{shape.color} {shape.name}" in single and _direction(shape, middle)]
+    if not things:
+        return []
+    thing = rng.choice(things)
+    return [Question("place", f"where is the {thing.color} {thing.name}?", _direction(thing, middle))]
 
 
 def plural(shape: str) -> str:
