@@ -17,12 +17,15 @@ from pipelines import gates, publish, record
 from pipelines.checkout import Checkout, opened
 from pipelines.config import Config
 from pipelines.display import Display
-from pipelines.errors import ConfigError, GateError, StageError, suggestion
+from pipelines.errors import GateError, StageError
 from pipelines.execute import Executor, Outcome, Schedule, Task
 from pipelines.explain import reason
 from pipelines.plan import Node, Plan
 from pipelines.project import Project
+from pipelines.store import storing
 from pipelines.summary import Summary
+
+SCRATCHES = 3  # unfinished states kept of a node, this one's included; each may be as large as a checkpoint
 
 
 def build(
@@ -51,7 +54,7 @@ def build(
 
 def preview(project: Project, plan: Plan) -> Iterator[tuple[Node, str, str]]:
     """Yield (node, "cached" or "run", why) for each node, as things are now. Nothing is run."""
-    checkout = Checkout(project)
+    checkout = Checkout(project, looking=True)
     known: dict[str, str] = {}
     for node in plan.nodes.values():
         checkout.keys.known(node)
@@ -67,7 +70,8 @@ def preview(project: Project, plan: Plan) -> Iterator[tuple[Node, str, str]]:
             yield node, "cached", ""
         else:
             yield node, "run", reason(checkout.last(node), ingredients) or "its result is not in the store"
-    checkout.digests.save()
+    with contextlib.suppress(OSError):  # a project that cannot be written can still be planned
+        checkout.digests.save()
 
 
 def run_stage(project: Project, config: Config, plan: Plan, name: str, display: Display) -> Summary:
@@ -153,6 +157,9 @@ class Run:
         ingredients = self.ingredients(node)
         why = reason(self.checkout.last(node), ingredients)
         task = make_task(self.checkout, self.config, self.plan, node, ingredients)
+        if set_aside(task.scratch.parent):
+            kept = f"{self.project.relative(task.scratch.parent.parent)} keeps the last {SCRATCHES} states"
+            self.display.note(f"{node.name:<28} starts anew: a state was left unfinished under another key; {kept}")
         self.tasks[node.name] = (node, ingredients, task, why)
         self.executor.submit(task)
         self.display.started(node, why)
@@ -173,7 +180,7 @@ class Run:
             try:
                 gates.read_metrics(task.out, node)
             except StageError as error:
-                outcome = Outcome(node.name, outcome.seconds, error.message, error.hint)
+                outcome = Outcome.of(node.name, outcome.seconds, error)
         if not outcome.passed:
             message = "\n  ".join(filter(None, [outcome.error, outcome.hint]))
             key = self.checkout.key_of(ingredients)
@@ -185,6 +192,8 @@ class Run:
             return
         result = self.checkout.accept(node, ingredients, task.out)
         shutil.rmtree(task.scratch.parent, ignore_errors=True)
+        with contextlib.suppress(OSError):  # not empty: states under other keys are kept
+            task.scratch.parent.parent.rmdir()
         self.digests[node.name] = result.tree.digest
         self.display.ended(self.summary.add(node, self.plan.devices, "built", result, outcome.seconds, why=why))
         self.conclude(node)
@@ -230,8 +239,11 @@ def make_task(checkout: Checkout, config: Config, plan: Plan, node: Node, ingred
     settings = dict(node.config) if node.config is not None else None
     for name in node.stage.sources:
         settings = {**(settings or {}), name: str(project.root / str((settings or {})[name]))}
-    out, scratch = checkout.store.new_folder(), project.state / "scratch" / key / "state"
-    scratch.mkdir(parents=True, exist_ok=True)
+    out, scratch = checkout.store.new_folder(), project.state / "scratch" / node.name / key / "state"
+    log = project.state / "logs" / f"{node.name}.log"
+    with storing(project.state):
+        scratch.mkdir(parents=True, exist_ok=True)
+        log.parent.mkdir(parents=True, exist_ok=True)
     return Task(
         node=node.name,
         run=node.stage.run,
@@ -243,29 +255,44 @@ def make_task(checkout: Checkout, config: Config, plan: Plan, node: Node, ingred
         inputs={parameter: project.root / plan.nodes[need].folder for parameter, need in node.inputs.items()},
         out=out,
         scratch=scratch,
-        log=project.state / "logs" / f"{node.name}.log",
+        log=log,
         metrics=scratch.parent / "measurements.jsonl",
     )
 
 
+def set_aside(own: Path) -> bool:
+    """Say whether a node that starts in `own` leaves another key's state behind; keep the newest SCRATCHES folders.
+
+    own: .tapeout/scratch/NODE/KEY. A stage resumes only under the key that it was stopped under: going back to the code
+    and configuration of then goes on from there.
+    """
+    newest = sorted(own.parent.iterdir(), key=lambda folder: folder.stat().st_mtime_ns, reverse=True)
+    others = [folder for folder in newest if folder != own]
+    for folder in others[SCRATCHES - 1 :]:
+        shutil.rmtree(folder, ignore_errors=True)
+    return not any((own / "state").iterdir()) and any(
+        any((folder / "state").iterdir()) for folder in others[: SCRATCHES - 1] if (folder / "state").is_dir()
+    )
+
+
 def make_executor(project: Project, config: Config, jobs: int | None) -> Executor:
-    """Return the executor that the configuration names. Raises ConfigError."""
+    """Return the executor that the configuration names: one of config.EXECUTORS, of which there is one so far."""
     from pipelines.workers import LocalExecutor
 
-    kinds = {"local": LocalExecutor}
-    kind = config.executor.kind
-    if kind not in kinds:
-        raise ConfigError(f"executor.kind: there is no '{kind}'", hint=suggestion(kind, kinds, "kinds"))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     count = jobs or config.executor.jobs or cores or 1
-    return kinds[kind](project.root, count)
+    return LocalExecutor(project.root, count)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the values of a file of JSON lines; a line cut short by a kill is left out."""
-    found: list[dict[str, Any]] = []
+    """Return the measurements in a file of JSON lines; a line cut short by a kill is left out.
+
+    Of those with the same name and step, which a stage that resumed has measured again, the last counts.
+    """
+    found: dict[tuple[str, Any], dict[str, Any]] = {}
     if path.is_file():
         for line in path.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(ValueError):
-                found.append(json.loads(line))
-    return found
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                value = json.loads(line)
+                found[value["name"], value["step"]] = value
+    return list(found.values())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -18,13 +19,15 @@ from pipelines.project import Project
 from pipelines.store import Store, storing, write_file
 from pipelines.tree import Tree, read_tree
 
+RUNNING = "A build runs, or was killed.\n"  # in the lock's file; who finds it there cleans up after the one killed
+
 
 @contextlib.contextmanager
 def opened(project: Project, waiting: Callable[[], None]) -> Iterator[Checkout]:
     """Give the checkout to this process alone; `waiting` is called first where another process has it."""
     with storing(project.state):
         project.state.mkdir(exist_ok=True)
-        lock = open(project.state / "lock", "w")  # noqa: SIM115 (closed below)
+        lock = open(project.state / "lock", "a+")  # noqa: SIM115 (closed below)
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -32,21 +35,29 @@ def opened(project: Project, waiting: Callable[[], None]) -> Iterator[Checkout]:
             waiting()
             fcntl.flock(lock, fcntl.LOCK_EX)
         checkout = Checkout(project)
+        lock.seek(0)
+        if lock.read():
+            checkout.sweep()
+        with storing(project.state / "lock"):
+            lock.truncate(0)
+            lock.write(RUNNING)
+            lock.flush()
         try:
             yield checkout
         finally:
             with contextlib.suppress(OSError):
                 checkout.digests.save()
+                lock.truncate(0)
 
 
 class Checkout:
-    """Knows what is built. Safe only inside `opened`, except for looking."""
+    """Knows what is built. Safe only inside `opened`, unless it is `looking`, which changes nothing but its memory."""
 
-    def __init__(self, project: Project) -> None:
+    def __init__(self, project: Project, looking: bool = False) -> None:
         self.project = project
         self.digests = Digests(project.state / "digests.json")
         self.staging = project.state / "staging"
-        self.store = Store(project.cache, self.staging, self.digests)
+        self.store = Store(project.cache, self.staging, self.digests, looking)
         self.ledger = Ledger(project.state / "ledger")
         self.keys = Keys(project, self.digests)
 
@@ -54,6 +65,18 @@ class Checkout:
         """Remove what a killed build has left unfinished."""
         if self.staging.is_dir():
             shutil.rmtree(self.staging, ignore_errors=True)
+
+    def sweep(self) -> None:
+        """Remove the files that a killed process was writing beside their places."""
+        root, state = self.project.root, self.project.state
+        places = (root, self.project.artifacts / "build", state, state / "outbox", *self.ledger.folder.glob("??"))
+        for folder in (*places, *self.store.objects.glob("??")):
+            for path in folder.glob(".*"):
+                if re.fullmatch(r"[0-9a-f]{32}", path.name.rpartition(".")[2]) and path.is_file():
+                    path.unlink(missing_ok=True)
+        for path in state.glob(f"{self.digests.path.name}.*"):
+            path.unlink(missing_ok=True)
+        self.clear()
 
     def key_of(self, ingredients: Mapping[str, Any]) -> str:
         return hash_json(ingredients)
@@ -94,10 +117,11 @@ class Checkout:
 
     def withdraw(self, node: Node) -> bool:
         """Remove the workspace's older result of a node that could not be made now. The store keeps it."""
-        if self.last(node) is None:
+        paths = (self.project.root / node.folder, self.project.root / node.record)
+        if not any(path.exists() for path in paths):
             return False
-        self.store.discard(self.project.root / node.folder)
-        self.store.discard(self.project.root / node.record)
+        for path in paths:
+            self.store.discard(path)
         return True
 
     def last(self, node: Node) -> Record | None:

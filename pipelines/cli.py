@@ -21,7 +21,7 @@ COMMANDS = {
     "build": "build what changed; gates decide the exit status",
     "plan": "the nodes, which would run, and why",
     "explain": "what a node is made of, and what changed since the last build",
-    "verify": "rehash the store or a bundle, and name what is damaged",
+    "verify": "rehash the store and the workspace, or a bundle, and name what is damaged",
     "report": "one self-contained HTML page of the last build",
     "stage": "run one node alone (what dvc.yaml calls)",
 }
@@ -44,6 +44,9 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # what reads our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        print(f"tapeout: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("tapeout: stopped; what was finished is kept", file=sys.stderr)
         return 130
@@ -87,8 +90,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     if options.jobs is not None and options.jobs < 1:
         raise ConfigError(f"--jobs {options.jobs}: at least one worker is needed")
     options.name = None
-    if options.command in WITH_NAME and options.words and "=" not in options.words[0]:
+    if options.command in WITH_NAME and options.words and (options.command == "verify" or "=" not in options.words[0]):
         options.name = options.words.pop(0)
+    if options.command in ("verify", "report") and options.words:
+        raise ConfigError(
+            f"'tapeout {options.command}' has no use for: {' '.join(options.words)}",
+            hint=f"tapeout {options.command} {'[PATH]' if options.command == 'verify' else ''}".rstrip(),
+        )
     if options.command in ("explain", "stage") and options.name is None:
         raise ConfigError(f"'tapeout {options.command}' needs a node's name", hint="'tapeout plan' lists them")
     return options
@@ -115,7 +123,7 @@ def run(options: argparse.Namespace, project: Project) -> int:
     if options.command == "plan":
         return show_plan(options, list(preview(project, plan)))
     if options.command == "explain":
-        return explain(project, plan, options.name)
+        return explain(project, plan, options)
     display = make_display()
     if options.command == "stage":
         summary = run_stage(project, config, plan, options.name, display)
@@ -160,24 +168,29 @@ def show_plan(options: argparse.Namespace, rows: list[tuple[Any, str, str]]) -> 
     return 0
 
 
-def explain(project: Project, plan: Any, name: str) -> int:
+def explain(project: Project, plan: Any, options: argparse.Namespace) -> int:
     """Print what a node is made of."""
     from pipelines.checkout import Checkout
-    from pipelines.explain import account
+    from pipelines.explain import account, differences
 
-    node, checkout = plan.node(name), Checkout(project)
+    node, checkout = plan.node(options.name), Checkout(project, looking=True)
     inputs = {}
     for parameter, need in node.inputs.items():
         shown = checkout.shown(plan.nodes[need])
         inputs[parameter] = shown.digest if shown else "not built"
-    print("\n".join(account(checkout, node, checkout.keys.ingredients(node, inputs))))
+    ingredients, old = checkout.keys.ingredients(node, inputs), checkout.last(node)
+    if options.json:
+        changes = list(differences(old.ingredients, ingredients)) if old else ["not built before"]
+        print(json.dumps({"name": node.name, "ingredients": ingredients, "changes": changes}))
+    else:
+        print("\n".join(account(checkout, node, ingredients)))
     return 0
 
 
 def verify(project: Project, options: argparse.Namespace) -> int:
     """Print what is damaged; exit status 1 if anything is."""
     from pipelines.checkout import opened
-    from pipelines.verify import verify_bundle, verify_store
+    from pipelines.verify import verify_bundle, verify_store, verify_workspace
 
     if options.name:
         damaged = list(verify_bundle(Path(options.name)))
@@ -185,7 +198,7 @@ def verify(project: Project, options: argparse.Namespace) -> int:
         with opened(
             project, lambda: print("another build has this project; waiting for it", file=sys.stderr)
         ) as checkout:
-            damaged = list(verify_store(checkout))
+            damaged = [*verify_store(checkout), *verify_workspace(checkout)]
     if options.json:
         print(json.dumps({"damaged": damaged}))
     else:

@@ -8,8 +8,7 @@
     │   ├── LoweringError        an operator or a weight format that a runtime cannot hold
     │   └── WorkerError          the process that ran a stage was killed
     ├── GateError                a validated metric is out of its bounds
-    ├── StoreError               the store or the workspace cannot be read or written, or an object is damaged
-    └── RecordError              dvc.yaml, dvc.lock or the MLflow run could not be written
+    └── StoreError               the store or the workspace cannot be read or written, or an object is damaged
 
 A message says what was found, where, and what was expected; `hint` says the nearest valid choice and the next step.
 No traceback is shown for any of them.
@@ -68,10 +67,6 @@ class GateError(TapeoutError):
 
 class StoreError(TapeoutError):
     """The store or the workspace cannot be read or written, or what lies there is damaged."""
-
-
-class RecordError(TapeoutError):
-    """What was built could not be recorded in DVC's files or in MLflow."""
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from pipelines.errors import TapeoutError
 from pipelines.plan import Node, Plan
 from pipelines.workspace import Event
 
@@ -42,6 +43,11 @@ class Outcome:
     seconds: float
     error: str = ""
     hint: str = ""
+
+    @staticmethod
+    def of(node: str, seconds: float, error: TapeoutError) -> Outcome:
+        """Return the outcome of a task that failed with `error`."""
+        return Outcome(node, seconds, error.message, error.hint)
 
     @property
     def passed(self) -> bool:

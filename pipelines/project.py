@@ -61,14 +61,20 @@ class Project:
     def cache(self) -> Path:
         """The folder of DVC's cache: `cache.dir` of .dvc/config.local or .dvc/config, by default .dvc/cache.
 
-        A project without DVC keeps the same objects in .tapeout/cache (`dvc init` wants to make .dvc/ itself).
+        A project without DVC keeps the same objects in .tapeout/cache (`dvc init` wants to make .dvc/ itself). Raises
+        ConfigError for a file of DVC's that cannot be read.
         """
         control = self.root / ".dvc"
         if not (control / "config").is_file():
             return self.state / "cache"
         for name in ("config.local", "config"):
-            parser = configparser.ConfigParser()
-            parser.read(control / name)
+            parser = configparser.ConfigParser(interpolation=None, strict=False)
+            try:
+                parser.read(control / name, encoding="utf-8")
+            except (configparser.Error, ValueError) as error:
+                raise ConfigError(
+                    f".dvc/{name} is damaged: {' '.join(str(error).split())}", hint="mend it; 'dvc config' writes it"
+                ) from error
             if parser.has_option("cache", "dir"):
                 return (control / parser.get("cache", "dir").strip("'\"")).resolve()
         return control / "cache"

@@ -1,7 +1,8 @@
 """MLflow, fed by one process beside the build: `python -m pipelines.publish`. Nothing is published if nothing ran.
 
 The process starts with the first stage, so that MLflow's slow import is done when the build is. What is to be published
-waits in .tapeout/outbox until it has been: a build that is killed, or an MLflow that does not answer, loses nothing.
+waits in .tapeout/outbox until it has been, so that an MLflow that does not answer loses nothing. A build that is killed
+has no summary yet and no run in MLflow; what its finished stages measured is lost with it, what they made is not.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import pipelines
 from pipelines.config import Config
 from pipelines.display import Display
 from pipelines.project import Project
-from pipelines.store import write_file
+from pipelines.store import storing, write_file
 from pipelines.summary import Summary
 
 PATIENCE = 120.0  # s that a finished build waits for MLflow
@@ -31,8 +32,7 @@ def start(project: Project, config: Config) -> Publisher | None:
         return None
     paths = [str(Path(pipelines.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "MLFLOW_DISABLE_TELEMETRY": "true"}
-    project.state.mkdir(exist_ok=True)
-    with open(project.state / "publish.log", "w", encoding="utf-8") as log:
+    with storing(project.state), open(project.state / "publish.log", "w", encoding="utf-8") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "pipelines.publish", config.tracking.uri, config.tracking.experiment],
             cwd=project.root,
@@ -104,7 +104,7 @@ def publish(mlflow: Any, build: dict[str, Any]) -> None:
     nodes = summary["nodes"]
     name = " ".join(build["overrides"]) or "build"
     with mlflow.start_run(run_name=name, tags={"passed": str(summary["passed"]), "overrides": name}):
-        mlflow.log_params(dict(list(flattened(build["groups"]).items())[:100]))
+        log_params(mlflow, flattened(build["groups"]))
         log(mlflow, [("seconds", summary["seconds"], 0), *count_metrics(nodes)])
         log(mlflow, [each for node in nodes if node["device"] is None for each in node_metrics(node, summary)])
         mlflow.log_dict(summary, "summary.json")
@@ -114,7 +114,7 @@ def publish(mlflow: Any, build: dict[str, Any]) -> None:
             gates = [gate for gate in summary["gates"] if gate["device"] == device]
             passed = device in summary["bundles"]
             with mlflow.start_run(run_name=device, nested=True, tags={"device": device, "passed": str(passed)}):
-                mlflow.log_params(dict(list(flattened(profile).items())[:100]))
+                log_params(mlflow, flattened(profile))
                 log(mlflow, [(key, value, 0) for key, value in metrics.items() if is_number(value)])
                 log(mlflow, [("gates.failed", sum(not gate["passed"] for gate in gates), 0)])
                 log(
@@ -135,6 +135,13 @@ def node_metrics(node: dict[str, Any], summary: dict[str, Any]) -> list[tuple[st
     for each in summary["measurements"].get(node["name"], []):
         found.append((f"{node['stage']}.{each['name']}", each["value"], each["step"] or 0))
     return found
+
+
+def log_params(mlflow: Any, params: dict[str, Any]) -> None:
+    """Log parameters, 100 at a time: MLflow takes no more in one request."""
+    items = list(params.items())
+    for first in range(0, len(items), 100):
+        mlflow.log_params(dict(items[first : first + 100]))
 
 
 def log(mlflow: Any, metrics: list[tuple[str, float, int]]) -> None:

@@ -1,7 +1,8 @@
 """dvc.yaml and dvc.lock, so that DVC agrees with what was built: `dvc status` is clean, `dvc repro` runs nothing.
 
-A node depends on its stage's modules, on the configuration files that it is composed from, on external inputs and on
-the folders of its inputs; its outs are its folder and its record. Written in DVC's formats, without DVC (schema 2.0).
+A node depends on its stage's modules, on the configuration files that it is composed from, on external inputs, on the
+folders of its inputs and, where it declares libraries, on requirements.lock, which holds their versions; its outs are
+its folder and its record. Written in DVC's formats, without DVC (schema 2.0).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pipelines.store import write_file
 from pipelines.summary import Summary
 
 HEADER = "# Written by `tapeout build` for the plan that it built last; conf/ is where to change it.\n"
+LOCK = "requirements.lock"
 OWN_GROUPS = ("executor", "tracking")  # these change no result
 
 
@@ -69,6 +71,8 @@ def declared(checkout: Checkout, config: Config, plan: Plan, node: Node) -> dict
     deps = {project.relative(path) for path in files if path.is_relative_to(project.root)}
     for key in node.stage.sources:
         deps |= set(keys.source_files(node, key))
+    if node.stage.libraries and (project.root / LOCK).is_file():
+        deps.add(LOCK)
     deps |= {plan.nodes[need].folder for need in node.inputs.values()}
     return {
         "cmd": command(checkout, config, node).replace("${", "\\${"),

@@ -5,11 +5,14 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.util
+import platform
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pipelines.digests import Digests
+
+PARSER = 1  # raised when `parse` finds something else in the same file, so that what is remembered is not used
 
 
 class Sources:
@@ -82,7 +85,7 @@ class Sources:
             yield from (f"{module}.{each}" for each in names)
 
     def _parsed(self, path: Path) -> dict[str, Any]:
-        parsed: dict[str, Any] = self.digests.memo(path, "source", parse)
+        parsed: dict[str, Any] = self.digests.memo(path, f"source-{PARSER}-{platform.python_version()}", parse)
         return parsed
 
 

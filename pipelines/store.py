@@ -24,12 +24,13 @@ FICLONE = 0x40049409  # Linux: share the blocks of another file, copy on write
 
 class Store:
     """Objects by content. `cache` is DVC's cache folder; `scratch`, on the same file system as the workspace, holds
-    what is not whole yet."""
+    what is not whole yet. looking: only ask, and leave damaged objects where they are."""
 
-    def __init__(self, cache: Path, scratch: Path, digests: Digests) -> None:
+    def __init__(self, cache: Path, scratch: Path, digests: Digests, looking: bool = False) -> None:
         self.objects = cache / "files" / "md5"
         self.scratch = scratch
         self.digests = digests
+        self.looking = looking
 
     def put(self, folder: Path, tree: Tree) -> None:
         """Store the files of `folder`, whose contents are `tree`. Raises StoreError."""
@@ -51,13 +52,15 @@ class Store:
         return digest
 
     def holds(self, digest: FileDigest, suffix: str = "") -> bool:
-        """Say whether the object is here and intact. A damaged one is dropped."""
+        """Say whether the object is here and intact. A damaged one is dropped, unless this is only looking."""
         path = self.object_path(digest.md5 + suffix)
         if not path.is_file():
             return False
         if self.digests.of(path).sha256 == digest.sha256:
             return True
-        path.unlink()
+        if not self.looking:
+            with storing(path):
+                path.unlink(missing_ok=True)
         return False
 
     def holds_tree(self, tree: Tree) -> bool:
@@ -86,17 +89,19 @@ class Store:
 
     def discard(self, target: Path) -> None:
         """Remove a file or folder of the workspace at one stroke."""
-        if target.is_symlink() or target.is_file():
-            target.unlink()
-        elif target.is_dir():
-            trash = self.new_folder()
-            os.rename(target, trash / "gone")
-            shutil.rmtree(trash, ignore_errors=True)
+        with storing(target):
+            if target.is_symlink() or target.is_file():
+                target.unlink()
+            elif target.is_dir():
+                trash = self.new_folder()
+                os.rename(target, trash / "gone")
+                shutil.rmtree(trash, ignore_errors=True)
 
     def new_folder(self) -> Path:
-        """Return a new empty folder in which something can be made ready."""
+        """Return a new empty folder in which something can be made ready. Raises StoreError."""
         folder = self.scratch / uuid.uuid4().hex
-        folder.mkdir(parents=True)
+        with storing(folder):
+            folder.mkdir(parents=True)
         return folder
 
     def object_path(self, md5: str) -> Path:
@@ -117,17 +122,19 @@ class Store:
                 yield path, f"its md5 is {found}"
 
     def _write(self, target: Path, fill: Callable[[Path], object], digest: FileDigest) -> None:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-        try:
-            fill(aside)
-            with open(aside, "rb") as file:
-                os.fsync(file.fileno())
-            os.chmod(aside, 0o444)
-            os.replace(aside, target)
-        except BaseException:
-            aside.unlink(missing_ok=True)
-            raise
+        with storing(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+            try:
+                fill(aside)
+                with open(aside, "rb") as file:
+                    os.fsync(file.fileno())
+                os.chmod(aside, 0o444)
+                os.replace(aside, target)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    aside.unlink(missing_ok=True)
+                raise
         self.digests.learn(target, digest)
 
 
@@ -143,7 +150,8 @@ def write_file(path: Path, data: bytes) -> None:
                 os.fsync(file.fileno())
             os.replace(aside, path)
         except BaseException:
-            aside.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                aside.unlink(missing_ok=True)
             raise
 
 
@@ -166,6 +174,10 @@ def storing(path: Path) -> Iterator[None]:
             errno.ENOSPC: "free some disk space and build again; what was finished is kept",
             errno.EDQUOT: "free some disk space and build again; what was finished is kept",
             errno.EACCES: "make the folder writable and build again",
-            errno.EROFS: "the file system is read-only",
+            errno.EPERM: "make the folder writable and build again",
+            errno.EROFS: "the file system is read-only; build in a copy of the project that can be written",
+            errno.EEXIST: "a file lies where a folder is needed: move it away and build again",
+            errno.ENOTDIR: "a file lies where a folder is needed: move it away and build again",
+            errno.EISDIR: "a folder lies where a file is needed: move it away and build again",
         }.get(error.errno or 0, "")
         raise StoreError(f"{error.filename or path} cannot be written: {error.strerror}", hint=hint) from error

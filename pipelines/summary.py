@@ -45,11 +45,6 @@ class Summary:
             gate["passed"] for gate in self.gates
         )
 
-    @property
-    def ran(self) -> bool:
-        """Whether any stage was started."""
-        return any(node.status in ("built", "failed") and node.key for node in self.nodes)
-
     def add(
         self,
         node: Node,

@@ -40,10 +40,13 @@ def main() -> None:
 
 def run(task: Task, line: Connection) -> Outcome:
     """Run a task with everything that it prints in its log."""
-    task.log.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     error = hint = ""
-    with open(task.log, "w", encoding="utf-8") as log:
+    try:
+        log = open(task.log, "w", encoding="utf-8")  # noqa: SIM115 (closed below)
+    except OSError as refused:
+        return Outcome(task.node, 0.0, f"{task.log} cannot be written: {refused.strerror}")
+    with log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
         try:

@@ -13,6 +13,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 import pipelines
+from pipelines.errors import WorkerError
 from pipelines.execute import Outcome, Report, Task
 
 # What the bytes of a result must not depend on: threads, hash seeds, time zones, vector widths.
@@ -123,14 +124,11 @@ class LocalExecutor:
         if worker.task is None:
             return []
         how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-        return [
-            Outcome(
-                worker.task.node,
-                time.monotonic() - worker.since,
-                error=f"{worker.task.node}: its worker process {how}",
-                hint=f"if memory ran out, build with --jobs 1; its log: {worker.task.log}",
-            )
-        ]
+        error = WorkerError(
+            f"{worker.task.node}: its worker process {how}",
+            hint=f"if memory ran out, build with --jobs 1; its log: {worker.task.log}",
+        )
+        return [Outcome.of(worker.task.node, time.monotonic() - worker.since, error)]
 
     def _forget(self, worker: Worker) -> None:
         worker.line.close()

@@ -1,6 +1,9 @@
 import json
+import shutil
 import sys
 from pathlib import Path
+
+import pytest
 
 from tests.pipelines.toy import Toy
 
@@ -14,6 +17,22 @@ def test_the_command_line_imports_nothing_heavy(built: Toy) -> None:
         imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.err.splitlines() if "|" in line}
         assert "hydra" in imported
         assert not imported & set(HEAVY)
+
+
+def test_the_command_line_imports_nothing_heavy_in_this_repository(tmp_path: Path) -> None:
+    """On a copy of conf/ and stages/, with a model that only `plan` would take for one."""
+    here, project = Path(__file__).resolve().parents[2], Toy(tmp_path)
+    for name in ("conf", "stages"):
+        shutil.copytree(here / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(here / "pyproject.toml", tmp_path)
+    project.write("model/config.json", "{}")
+    words = ["-X", "importtime", "-m", "pipelines.cli", "plan", "model.path=model"]
+    done = project.call(sys.executable, *words)
+    assert done.status == 0, done.err
+    assert done.out.startswith("load ")
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.err.splitlines() if "|" in line}
+    assert "stages" in imported
+    assert not imported & {*HEAVY, "transformers", "sklearn", "scipy", "pandas"}
 
 
 def test_plan_says_what_would_run_and_why(toy_built: Toy) -> None:
@@ -32,6 +51,9 @@ def test_explain_shows_what_a_node_is_made_of(toy_built: Toy) -> None:
     assert lines[0] == "quantize: toystages.quantize.quantize"
     assert any(line.split() == ["config", "bits", "8", "(was", "4)"] for line in lines)
     assert any(line.split()[:2] == ["modules", "toystages.folder"] for line in lines)
+    found = json.loads(toy_built.run("explain", "quantize", "quantize.bits=8", "--json").out)
+    assert (found["name"], found["ingredients"]["config"]["bits"]) == ("quantize", 8)
+    assert found["changes"] == ["config.bits 4 -> 8"]
 
 
 def test_verify_names_what_is_damaged_in_the_store(toy_built: Toy) -> None:
@@ -46,6 +68,60 @@ def test_verify_names_what_is_damaged_in_the_store(toy_built: Toy) -> None:
     assert toy_built.build().status == 0
     assert toy_built.files() == before
     assert toy_built.run("verify").out.strip() == "nothing is damaged"
+
+
+def test_verify_names_what_is_damaged_in_the_workspace(toy_built: Toy) -> None:
+    before = toy_built.files()
+    model, artifacts = toy_built.root / "artifacts/phone/model.bin", toy_built.root / "artifacts"
+    model.write_bytes(bytes([model.read_bytes()[0] ^ 1]) + model.read_bytes()[1:])
+    (artifacts / "build/load/weights.txt").unlink()
+    (artifacts / "build/convert/extra").write_text("")
+    (artifacts / "build/validate.json").write_text("{}")
+    (artifacts / "build/stray").mkdir()
+    result = toy_built.run("verify", "--json")
+    assert result.status == 1
+    assert {line.partition(":")[0] for line in json.loads(result.out)["damaged"]} == {
+        "artifacts/build/load/weights.txt",
+        "artifacts/build/convert/extra",
+        "artifacts/build/validate.json",
+        "artifacts/build/stray",
+        "artifacts/phone/model.bin",
+    }
+    assert toy_built.build().status == 0
+    assert {**toy_built.files(), **before} == toy_built.files()
+    (artifacts / "build/stray").rmdir()
+    assert toy_built.run("verify").status == 0
+
+
+BLOCKED = [".tapeout", "artifacts", "artifacts/build", ".tapeout/staging", ".tapeout/scratch", ".tapeout/logs"]
+BLOCKED += [".tapeout/ledger", ".tapeout/cache", ".tapeout/last.json"]
+
+
+@pytest.mark.parametrize("name", BLOCKED)
+def test_what_cannot_be_written_gets_one_clear_message(name: str, toy: Toy) -> None:
+    """A file where a folder should be, or the other way round: this stops root too, as a read-only mode does not."""
+    if name.endswith(".json"):
+        (toy.root / name).mkdir(parents=True)
+    else:
+        toy.write(name, "")
+    result = toy.run("build", "pipeline=pair")
+    assert result.status == 1, result.err
+    assert "cannot be written" in result.err
+    assert "move it away and build again" in result.err
+    assert toy.run("plan", "pipeline=pair").status == 0
+    assert (toy.root / name).exists()
+
+
+def test_plan_leaves_a_damaged_object_where_it_is(toy_built: Toy) -> None:
+    objects = [path for path in (toy_built.root / ".tapeout/cache").rglob("*") if path.is_file()]
+    for path in objects:
+        path.chmod(0o644)
+        path.write_bytes(b"x" + path.read_bytes())
+    (toy_built.root / "artifacts/phone/model.bin").unlink()
+    rows = [line.split(maxsplit=2) for line in toy_built.run("plan").out.splitlines()]
+    assert ["package-phone", "run", "its result is not in the store"] in rows
+    assert toy_built.run("explain", "load").status == 0
+    assert all(path.is_file() for path in objects)
 
 
 def test_verify_names_what_is_damaged_in_a_bundle(toy_built: Toy) -> None:

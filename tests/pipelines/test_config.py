@@ -132,6 +132,8 @@ def test_outside_a_project(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         (["stage"], "needs a node's name"),
         (["stage", "quantise"], "did you mean 'quantize'?"),
         (["build", "--jobs", "0"], "at least one worker"),
+        (["report", "foo=1"], "'tapeout report' has no use for: foo=1"),
+        (["verify", "a", "b", "c"], "'tapeout verify' has no use for: b c"),
         (["build", "--jsn"], "did you mean '--json'?"),
         ([], "commands: build"),
         (["build", "--config-dir", "nowhere"], "no such folder"),
