@@ -73,6 +73,46 @@ def test_a_clone_that_pulls_builds_nothing(tracked: Toy, tmp_path: Path) -> None
     assert git_status(toy) == ""
 
 
+def test_an_upgraded_library_is_a_change_for_dvc_too(toy: Toy) -> None:
+    add_dvc(toy)
+    words = ["pipeline=pair", "+pipeline.stages.load.libraries=[numpy]"]
+    toy.write("requirements.lock", "numpy==1\n")
+    assert toy.build(*words).status == 0
+    assert toy.call("dvc", "status").out.strip() == "Data and pipelines are up to date."
+    toy.write("requirements.lock", "numpy==2\n")
+    status = toy.call("dvc", "status").out
+    assert "load:" in status
+    assert "requirements.lock" in status
+    assert "quantize:" not in status  # it declares no library
+    assert set(toy.build(*words).nodes.values()) == {"cached"}  # the installed versions are what they were
+    assert toy.call("dvc", "status").out.strip() == "Data and pipelines are up to date."
+
+
+SETTINGS = {
+    "a per cent sign": ({"config": "[cache]\n    dir = ../50%off\n"}, "50%off"),
+    "a local setting": ({"config": "[cache]\n    dir = ../a\n", "config.local": "[cache]\n    dir = ../b\n"}, "b"),
+    "no setting": ({"config": "[core]\n    autostage = false\n"}, ".dvc/cache"),
+}
+
+
+@pytest.mark.parametrize("case", SETTINGS)
+def test_objects_lie_where_dvc_keeps_them(case: str, toy: Toy) -> None:
+    files, folder = SETTINGS[case]
+    for name, text in files.items():
+        toy.write(f".dvc/{name}", text)
+    assert toy.build("pipeline=pair").status == 0
+    assert list((toy.root / folder / "files/md5").glob("??/*"))
+
+
+@pytest.mark.parametrize("name", ["config", "config.local"])
+def test_a_damaged_setting_of_dvc_is_named(name: str, toy: Toy) -> None:
+    toy.write(".dvc/config", "")
+    toy.write(f".dvc/{name}", "dir = nowhere\n[cache\n")
+    result = toy.build("pipeline=pair")
+    assert result.status == 2
+    assert f".dvc/{name} is damaged" in result.err
+
+
 def test_a_stage_does_not_run_on_an_input_whose_gates_failed(toy: Toy) -> None:
     toy.build("validate.bound=0.95")
     result = toy.run("stage", "package-phone", "validate.bound=0.95")

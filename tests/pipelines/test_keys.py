@@ -2,6 +2,7 @@ import ast
 import string
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -81,6 +82,15 @@ def test_a_literal_import_module_counts(tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text("import importlib\nimportlib.import_module('b')\n")
     (tmp_path / "b.py").write_text("")
     assert set(Sources([tmp_path], Digests(tmp_path / "d")).closure("a")) == {"a", "b"}
+
+
+def test_what_another_parser_found_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.py").write_text("import b\n")
+    digests = Digests(tmp_path / "digests.json")
+    Sources([tmp_path], digests).meaning(tmp_path / "a.py")
+    monkeypatch.setattr("pipelines.sources.PARSER", 0)
+    monkeypatch.setattr("pipelines.sources.parse", lambda path: {"meaning": "other", "imports": [], "names": []})
+    assert Sources([tmp_path], digests).meaning(tmp_path / "a.py") == "other"
 
 
 def test_reasons_name_what_changed() -> None:

@@ -11,10 +11,11 @@ from tests.pipelines.toy import Toy
 def test_one_run_a_build_with_a_child_a_device(toy: Toy) -> None:
     import mlflow
 
-    first = toy.build("tracking=mlflow")
+    toy.write("conf/own/default.yaml", f"values: [{', '.join(map(str, range(150)))}]\n")
+    first = toy.build("tracking=mlflow", "+own=default")
     assert first.status == 0, first.err
     assert "did not take" not in first.err
-    assert toy.build("tracking=mlflow").status == 0  # nothing runs, nothing is published
+    assert toy.build("tracking=mlflow", "+own=default").status == 0  # nothing runs, nothing is published
     assert not list((toy.root / ".tapeout/outbox").glob("*"))
     runs = find_runs(mlflow, toy.root)
     parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
@@ -23,6 +24,7 @@ def test_one_run_a_build_with_a_child_a_device(toy: Toy) -> None:
     assert set(children) == {"phone", "tablet"}
     assert {run.data.tags["mlflow.parentRunId"] for run in children.values()} == {parents[0].info.run_id}
     assert parents[0].data.params["quantize.bits"] == "4"
+    assert parents[0].data.params["own.values.149"] == "149"
     assert children["phone"].data.metrics["tasks.ocr.retention_low"] == 0.97
     assert children["phone"].data.params["runtime"] == "a"
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{toy.root}/mlflow.db")
