@@ -64,11 +64,13 @@ def toy_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def toy_checkpoint(path: Path, *, layers: int = 2, tied: bool = False, seed: int = 0) -> Checkpoint:
-    """A whole, valid checkpoint of random weights at path, in float16."""
+def toy_checkpoint(
+    path: Path, *, layers: int = 2, tied: bool = False, seed: int = 0, config: ModelConfig | None = None
+) -> Checkpoint:
+    """A whole, valid checkpoint of random weights at path, in float16; of another shape, by config."""
     path.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
-    config = toy_config(layers, tied)
+    config = config or toy_config(layers, tied)
     model = VisionLanguageModel(config, trainable=True).eval()
     for name, buffer in model.named_buffers():
         if name.endswith("running_mean"):

@@ -22,6 +22,7 @@ from pipelines.workspace import Workspace
 from stages.artifacts import DeviceModel, QuantizedModel
 from stages.convert import convert
 from stages.lowering.coreml import lower_coreml, supported_formats
+from stages.lowering.coreml.compact import operation_name
 from stages.lowering.coreml.verify import verify_package
 from stages.lowering.graph import TABLES
 from stages.models.qwen2 import MaskedContext
@@ -204,7 +205,7 @@ def test_weights_are_constexpr_operations_of_the_promised_bits(toy, part):
     quantized = {name.replace(".", "_"): name for name in store.names() if store.format(name).format != "float"}
     for function in spec.mlProgram.functions.values():
         operations = function.block_specializations[function.opset].operations
-        made = {op.outputs[0].name: op for op in operations if op.type.startswith("constexpr_")}
+        made = {operation_name(op): op for op in operations if op.type.startswith("constexpr_")}
         expected = {key for key, name in quantized.items() if name.startswith("text.") == (part == "decoder")}
         assert set(made) == expected
         for key, operation in made.items():
@@ -216,15 +217,22 @@ def test_weights_are_constexpr_operations_of_the_promised_bits(toy, part):
             assert codes.WhichOneof("value") == "blobFileValue"
 
 
-def test_packages_weigh_what_the_bits_say_and_functions_share_them(toy):
-    store = toy.model.store()
-    for part, prefixes in {"encoder": ("vision", "projector"), "decoder": ("text",)}.items():
-        names = [name for name in store.names() if name.startswith(prefixes)]
-        promised = sum(store.format(name).bytes for name in names)
-        tables = 2 * CONTEXT * 32 * 2 + CONTEXT * 4 + 4 * 128 if part == "decoder" else 0
-        records = 128 * 3 * len(names)  # headers, and padding to 64 bytes
-        found = (toy.package(part) / "Data/com.apple.CoreML/weights/weight.bin").stat().st_size
-        assert promised <= found <= 1.1 * promised + tables + records
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_a_constant_is_said_once_and_only_weights_have_long_names(toy, part):
+    spec = coremltools.utils.load_spec(str(toy.package(part)))
+    weights = {name.replace(".", "_") for name in toy.model.store().names()}
+    for function in spec.mlProgram.functions.values():
+        operations = function.block_specializations[function.opset].operations
+        values = [
+            op.attributes["val"].SerializeToString(deterministic=True)
+            for op in operations
+            if op.type == "const" and operation_name(op) not in weights
+        ]
+        assert len(values) == len(set(values))
+        made = [output.name for op in operations for output in op.outputs]
+        features = {feature.name for feature in function.inputs} | {"features", "logits"}
+        assert len(made) == len(set(made)) and all(name in features or len(name) < 5 for name in made)
+        assert all(operation_name(op) in {*weights, *features} or len(operation_name(op)) < 5 for op in operations)
 
 
 def test_features_have_names_shapes_and_descriptions_everywhere(palette):

@@ -11,6 +11,7 @@ from torch.fx import Node
 
 from stages.lowering.coreml.builder import CacheLayer, FunctionBuilder
 from stages.lowering.graph import Weight, register
+from stages.lowering.rotary import rotary_tables
 
 MASKED = -40000.0  # added to a score that must not count; -inf would make NaN on the Neural Engine
 LEAST_SCALE = 2.0**-4
@@ -44,26 +45,33 @@ def rms_norm(
 
 @register("coreml", "tapeout.rotary.default")
 def rotary(context: FunctionBuilder, node: Node, x: Var, position: Var, theta: float) -> Var:
-    """x * cos + swap_halves(x) * sin, with the sign of the first half already in the sines' table."""
+    """x * cos + swap_halves(x) * sin, the sines of the first half negated; the tables hold one half."""
     tokens, head_dim = int(x.shape[2]), int(x.shape[3])
-    cosines, sines = (
-        context.once(
-            ("angles", part, tokens, head_dim, theta),
-            lambda part=part: mb.gather(
-                x=context.constant(
-                    f"rotary_{part}_{head_dim}_{theta:g}",
-                    lambda: _rotary_table(part, context.context, head_dim, theta),
-                ),
-                indices=_positions(context, position, np.arange(tokens)),
-                axis=0,
-                validate_indices=False,
-            ),
-        )
-        for part in ("cosines", "sines")
-    )
+    key = tokens, head_dim, theta
+    cosines, sines = (_angles(context, part, position, *key) for part in ("cosines", "sines"))
+    cosines = context.once(("cosines", key), lambda: mb.concat(values=[cosines, cosines], axis=-1))
+    sines = context.once(("sines", key), lambda: mb.concat(values=[mb.mul(x=sines, y=np.float16(-1)), sines], axis=-1))
     first, second = mb.split(x=x, num_splits=2, axis=-1)
     swapped = mb.concat(values=[second, first], axis=-1)
     return mb.add(x=mb.mul(x=x, y=cosines), y=mb.mul(x=swapped, y=sines))
+
+
+def _angles(context: FunctionBuilder, part: str, position: Var, tokens: int, head_dim: int, theta: float) -> Var:
+    """(tokens, head_dim / 2) from `position` on: rows of a table that the functions of a package share."""
+
+    def table() -> NDArray[np.float16]:
+        cosines, sines = rotary_tables(context.context, head_dim, theta)
+        return (cosines if part == "cosines" else sines).astype(np.float16)
+
+    return context.once(
+        ("angles", part, tokens, head_dim, theta),
+        lambda: mb.gather(
+            x=context.constant(f"rotary_{part}_{head_dim}_{theta:g}", table),
+            indices=_positions(context, position, np.arange(tokens)),
+            axis=0,
+            validate_indices=False,
+        ),
+    )
 
 
 @register("coreml", "tapeout.cached_attention.default")
@@ -117,13 +125,3 @@ def _mask(context: FunctionBuilder, position: Var, tokens: int, groups: int) -> 
     columns = context.constant("cache_rows", lambda: np.arange(context.context, dtype=np.int32))
     later = mb.greater(x=columns, y=mb.expand_dims(x=rows, axes=[1]))
     return mb.expand_dims(x=mb.mul(x=mb.cast(x=later, dtype="fp16"), y=np.float16(MASKED)), axes=[0, 1])
-
-
-def _rotary_table(part: str, rows: int, head_dim: int, theta: float) -> NDArray[np.float16]:
-    """(rows, head_dim). Angles are float32, as the model's; cosines float64, to be rounded alike on any processor."""
-    exponents = np.arange(0, head_dim, 2, dtype=np.float64) / head_dim
-    angles = np.arange(rows, dtype=np.float32)[:, None] * (1.0 / theta**exponents).astype(np.float32)
-    half = (np.cos if part == "cosines" else np.sin)(angles.astype(np.float64))
-    first = half if part == "cosines" else -half
-    table: NDArray[np.float16] = np.concatenate([first, half], axis=1).astype(np.float16)
-    return table

@@ -14,6 +14,8 @@ from coremltools.converters.mil.mil import Program
 from coremltools.proto import Model_pb2
 
 from stages.lowering.coreml.builder import TARGET, FunctionBuilder
+from stages.lowering.coreml.compact import compact
+from stages.lowering.coreml.weights import identifier
 
 AUTHOR = "com.apple.CoreML"
 _ITEMS = {
@@ -43,6 +45,8 @@ def save_package(path: Path, builders: list[FunctionBuilder]) -> Any:
         convert_to="mlprogram",
         convert_from="milinternal",
     )
+    for builder in builders:
+        compact(spec.mlProgram.functions[builder.spec.name], set(map(identifier, builder.weights)))
     _describe(spec, builders)
     (path / "Data" / AUTHOR / "model.mlmodel").write_bytes(spec.SerializeToString(deterministic=True))
     (path / "Manifest.json").write_text(_manifest(), encoding="utf-8")

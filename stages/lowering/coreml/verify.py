@@ -8,10 +8,11 @@ from coremltools.proto import MIL_pb2
 
 from pipelines.errors import LoweringError
 from stages.lowering.coreml.builder import FunctionBuilder
+from stages.lowering.coreml.compact import operation_name
 from stages.lowering.coreml.weights import WeightBank, identifier
 
 SIZE_TOLERANCE = 0.10
-BLOB_OVERHEAD = 128  # a record's header and the padding to 64 bytes before it and before its data
+RECORD_OVERHEAD = 128  # of weight.bin: 64 bytes before each tensor, and the padding of its data to 64
 _BITS = {
     **{getattr(MIL_pb2, f"{sign}INT{bits}"): bits for bits in (4, 8) for sign in ("", "U")},
     **{getattr(MIL_pb2, f"UINT{bits}"): bits for bits in (1, 2, 3, 6)},
@@ -23,13 +24,13 @@ _CODES = {
 
 
 def verify_package(path: Path, spec: Any, builders: list[FunctionBuilder], bank: WeightBank) -> None:
-    """Raises LoweringError where a quantized tensor is no constexpr of its bits, or the weights weigh 10 % more."""
+    """Raises LoweringError where a quantized tensor is no constexpr of its bits, or weight.bin weighs 10 % more
+    than all of them (only where every tensor is tiny may it be as much as its headers are)."""
     for builder in builders:
         function = spec.mlProgram.functions[builder.spec.name]
         operations = {
-            output.name: operation
+            operation_name(operation): operation
             for operation in function.block_specializations[function.opset].operations
-            for output in operation.outputs
         }
         for name in builder.weights:
             _verify_tensor(path, builder.spec.name, name, operations, bank)
@@ -63,8 +64,8 @@ def _verify_size(path: Path, builders: list[FunctionBuilder], bank: WeightBank) 
     )
     others = sum(array.nbytes for key, array in bank.shared.items() if not _is_part(key, names))
     found = sum(file.stat().st_size for file in path.rglob("weight.bin"))
-    limit = (promised + others) * (1 + SIZE_TOLERANCE) + BLOB_OVERHEAD * (len(bank.shared) + 1)
-    if not promised * (1 - SIZE_TOLERANCE) <= found <= limit:
+    overhead = max(SIZE_TOLERANCE * (promised + others), RECORD_OVERHEAD * (len(bank.shared) + 1))
+    if not promised <= found <= promised + others + overhead:
         raise LoweringError(
             f"{path.name}: the weights take {found} bytes; their formats say {promised}, and constants {others} more",
             hint="A weight was stored densely or twice. This is a fault of the lowering; nothing was shipped.",

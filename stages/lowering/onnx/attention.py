@@ -9,6 +9,7 @@ from torch.fx import Node
 
 from stages.lowering.onnx.builder import MICROSOFT, GraphBuilder
 from stages.lowering.onnx.operators import lowers, reshape, shape_of, transpose
+from stages.lowering.rotary import rotary_frequencies
 
 
 @lowers("tapeout.rotary.default")
@@ -119,13 +120,11 @@ def _cast(graph: GraphBuilder, x: ir.Value, dtype: ir.DataType) -> ir.Value:
 
 
 def _rotary_tables(graph: GraphBuilder, head_dim: int, theta: float) -> tuple[ir.Value, ir.Value]:
-    """Cosines and sines (context, head_dim / 2) float32, computed in float64: every machine rounds to the same."""
+    """Cosines and sines (context, head_dim / 2) float32, which the runtime computes when it loads the model."""
     key = ("rotary", head_dim, theta)
     if key not in graph.shared:
-        frequencies = theta ** -(np.arange(0, head_dim, 2) / head_dim)
-        angles = np.outer(np.arange(graph.context), frequencies.astype(np.float32).astype(np.float64))
-        graph.shared[key] = tuple(
-            graph.stored(f"rotary.{name}", table.astype(np.float32), ir.DataType.FLOAT, table.shape)
-            for name, table in (("cosines", np.cos(angles)), ("sines", np.sin(angles)))
-        )
+        rows = graph.op("Range", *(graph.constant(number, np.float32) for number in (0, graph.context, 1)))
+        column = graph.op("Unsqueeze", rows, graph.constant([1], np.int64))
+        angles = graph.op("Mul", column, graph.constant(rotary_frequencies(head_dim, theta)))
+        graph.shared[key] = graph.op("Cos", angles), graph.op("Sin", angles)
     return graph.shared[key]

@@ -139,7 +139,9 @@ class GraphBuilder:
         for index, node in enumerate(graph):
             node.name = f"{node.op_type}_{index}"
         model = ir.Model(graph, ir_version=IR_VERSION, producer_name="tapeout", producer_version="1")
-        self.path.write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
+        proto = ir.to_proto(model)
+        del proto.graph.value_info[:]  # the runtime infers it; it was a quarter of the file
+        self.path.write_bytes(proto.SerializeToString(deterministic=True))
 
     def _live(self, results: list[ir.Value]) -> list[ir.Node]:
         needed, kept = {id(value) for value in results}, []
