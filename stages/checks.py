@@ -1,23 +1,80 @@
-"""What can be refused before anything runs. Called at plan time, so only light imports."""
+"""What can be refused before anything runs. Called at plan time, so only light imports.
+
+Each check is called as check(config, device) with the stage's own slice of the configuration and, for a stage that is
+per device, the device; it raises ConfigError.
+"""
 
 from __future__ import annotations
 
-from pipelines.errors import ConfigError
-from stages.quantizers.choices import check_choices
-from stages.schema import DeviceProfile, QuantizeConfig
+import re
+
+from pipelines.errors import ConfigError, nearest
+from stages.evaluation.names import MODEL_METRICS, TASK_METRICS, TASKS
+from stages.lowering.limits import block_size, chunk_size, coreml_sizes, coreml_system
+from stages.quantizers.choices import Choice, check_choices
+from stages.schema import DeviceProfile, Gate, QuantizeConfig, QuestionsConfig, Runtime, TrainConfig, ValidateConfig
+
+_KEYS = ("bits", "embeddings", "convolutions")  # whose choices check_choices gives first, in this order
 
 
 def weight_formats(config: QuantizeConfig, device: DeviceProfile) -> None:
     """Raise ConfigError where `device`'s runtime cannot hold the weights that `config` asks for, or nobody can."""
-    wanted = {weight_format(choice.format.value, choice.bits) for choice in check_choices(config)}
-    for name in sorted(wanted):
+    runtime = f"{device.name} ({device.runtime.value})"
+    for index, choice in enumerate(check_choices(config)):
+        name = weight_format(choice.format.value, choice.bits)
         if name not in device.weight_formats:
             raise ConfigError(
-                f"quantize: {device.name} ({device.runtime.value}) cannot hold {name} weights; "
-                f"it can hold {', '.join(device.weight_formats)}",
-                hint="choose another conf/quantize, or override it for this device: "
-                f"'+device.{device.name}.overrides.quantize.format=affine'",
+                f"quantize: {runtime} cannot hold {name} weights; it can hold {', '.join(device.weight_formats)}",
+                hint=_instead(choice, _KEYS[index] if index < len(_KEYS) else "", device),
             )
+        grouped = name.startswith("affine") and choice.group_size
+        if device.runtime is Runtime.onnxruntime and grouped and block_size(0, choice.group_size) is None:
+            raise ConfigError(
+                f"quantize: {runtime} cannot hold groups of {choice.group_size} weights; expected a multiple of 16",
+                hint=f"for this device, '+device.{device.name}.overrides.quantize.group_size=32'; 0 is one scale a row",
+            )
+
+
+def sizes(config: None, device: DeviceProfile) -> None:
+    """Raise ConfigError where `device`'s runtime cannot have the context or the chunk that its profile says."""
+    if device.runtime is Runtime.coreml:
+        problem = coreml_sizes(device.context, device.prefill_chunk) or coreml_system(device.minimum_os)
+    elif device.context < 1:
+        problem = f"context is {device.context}; expected 1 or more", "Set context=256."
+    else:
+        problem = chunk_size(device.context, device.prefill_chunk)
+    if problem:
+        message, hint = problem
+        raise ConfigError(
+            f"device.{device.name}: {message}", hint=hint.replace("Set ", f"set device.{device.name}.").rstrip(".")
+        )
+
+
+def validation(config: ValidateConfig, device: DeviceProfile | None = None) -> None:
+    """Raise ConfigError for a gate on what is not measured, or one that says nothing, and for an idle bootstrap."""
+    if config.resamples < 1:
+        raise ConfigError(f"validate.resamples is {config.resamples}", hint="expected 1 or more; 2000 is usual")
+    if not 0 < config.confidence < 1:
+        raise ConfigError(
+            f"validate.confidence is {config.confidence}", hint="expected more than 0 and less than 1, such as 0.95"
+        )
+    for gate in config.gates:
+        _check_gate(gate)
+
+
+def questions(config: QuestionsConfig, device: DeviceProfile | None = None) -> None:
+    """Raise ConfigError where nothing would be asked."""
+    if config.per_task < 1:
+        raise ConfigError(f"questions.per_task is {config.per_task}", hint="expected 1 or more; 150 is usual")
+
+
+def training(config: TrainConfig, device: DeviceProfile | None = None) -> None:
+    """Raise ConfigError for a count of steps, images or threads that is not at least one."""
+    for key in ("steps", "batch", "warmup", "threads", "log_every", "checkpoint_every"):
+        if getattr(config, key) < 1:
+            raise ConfigError(f"train.{key} is {getattr(config, key)}", hint="expected 1 or more")
+    if config.learning_rate <= 0:
+        raise ConfigError(f"train.learning_rate is {config.learning_rate}", hint="expected a number above 0")
 
 
 def weight_format(kind: str, bits: int) -> str:
@@ -25,3 +82,59 @@ def weight_format(kind: str, bits: int) -> str:
     if bits == 0:
         return "float16"
     return f"palette-{bits}" if kind == "palette" else f"affine-int{bits}"
+
+
+def _instead(choice: Choice, key: str, device: DeviceProfile) -> str:
+    """The nearest that the device holds: first of the same kind, then of as many bits; then how to ask for it."""
+
+    def distance(name: str) -> tuple[bool, int, int]:
+        bits = _bits(name)
+        return not name.startswith(choice.format.value), abs(bits - choice.bits), -bits
+
+    held = [name for name in device.weight_formats if _bits(name)]
+    if not held:
+        return f"choose quantize=none: {device.name} holds unquantized weights only"
+    best = min(held, key=distance)
+    changes = {}
+    if not best.startswith(choice.format.value):
+        changes["format"] = best.split("-")[0]
+        if choice.method.value != "gptq":
+            changes["method"] = "gptq"
+    if _bits(best) != choice.bits:
+        changes[key] = str(_bits(best))
+    if not key:
+        return f"the nearest is {best}; say so in that entry of quantize.overrides"
+    prefix = f"+device.{device.name}.overrides.quantize"
+    return f"the nearest is {best}; for this device, " + " ".join(f"'{prefix}.{k}={v}'" for k, v in changes.items())
+
+
+def _bits(name: str) -> int:
+    """Of affine-int4 and palette-4, 4; of float16, 0."""
+    found = re.fullmatch(r"(?:affine-int|palette-)(\d+)", name)
+    return int(found[1]) if found else 0
+
+
+def _check_gate(gate: Gate) -> None:
+    known = (*TASK_METRICS, *MODEL_METRICS)
+    if gate.metric not in known:
+        raise ConfigError(
+            f"validate.gates: there is no metric '{gate.metric}'",
+            hint=nearest(gate.metric, known) or f"metrics: {', '.join(known)}",
+        )
+    if gate.task is not None and gate.metric in MODEL_METRICS:
+        raise ConfigError(
+            f"validate.gates: {gate.metric} is not measured task by task; found task '{gate.task}'",
+            hint="set task: null",
+        )
+    if gate.task is not None and gate.task not in TASKS:
+        raise ConfigError(
+            f"validate.gates: there is no task '{gate.task}'",
+            hint=nearest(gate.task, TASKS) or f"tasks: {', '.join(TASKS)}",
+        )
+    if gate.min is None and gate.max is None:
+        raise ConfigError(f"validate.gates: the gate on {gate.metric} bounds nothing", hint="give it a min or a max")
+    if gate.min is not None and gate.max is not None and gate.min > gate.max:
+        raise ConfigError(
+            f"validate.gates: the gate on {gate.metric} has a min of {gate.min} above its max of {gate.max}",
+            hint="nothing could pass it; exchange them",
+        )

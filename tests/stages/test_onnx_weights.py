@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from stages.lowering.limits import block_size
 from stages.lowering.onnx import lower_program
-from stages.lowering.onnx.weights import block_size
 from stages.quantizers.store import QuantizedStore, StoreWriter
 
 

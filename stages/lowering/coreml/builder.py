@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from stages.lowering.coreml.weights import WeightBank
 from stages.lowering.graph import Weight
+from stages.lowering.limits import MINIMUM_OS
 
-TARGET = ct.target.iOS18
+TARGET = getattr(ct.target, f"iOS{MINIMUM_OS['iOS']}")
 _DTYPES = {"float16": types.fp16, "float32": types.fp32, "int32": types.int32}
 Feature = tuple[tuple[int, ...], str, str]  # shape, dtype, description
 

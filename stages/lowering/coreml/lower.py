@@ -11,10 +11,9 @@ from stages.lowering.coreml.package import save_package
 from stages.lowering.coreml.verify import verify_package
 from stages.lowering.coreml.weights import WeightBank
 from stages.lowering.graph import emit
+from stages.lowering.limits import coreml_sizes
 from stages.models.vlm import ModelConfig
 from stages.quantizers.store import QuantizedStore
-
-CACHE_MULTIPLE = 32  # states whose rows are no multiple of 32 fail on the Neural Engine (apple/coremltools#2631)
 
 
 def lower_coreml(
@@ -48,16 +47,9 @@ def lower_coreml(
 
 
 def _check_sizes(context: int, prefill_chunk: int) -> None:
-    if context <= 0 or context % CACHE_MULTIPLE:
-        raise LoweringError(
-            f"context is {context}; Core ML needs the rows of a cache to be a multiple of {CACHE_MULTIPLE}",
-            hint=f"Set context={max(context + -context % CACHE_MULTIPLE, CACHE_MULTIPLE)}.",
-        )
-    if not 1 < prefill_chunk <= context:
-        raise LoweringError(
-            f"prefill_chunk is {prefill_chunk}; expected 2 to {context}, the context",
-            hint=f"Set prefill_chunk={min(64, context)}.",
-        )
+    problem = coreml_sizes(context, prefill_chunk)
+    if problem:
+        raise LoweringError(problem[0], hint=problem[1])
 
 
 def _save(out: Path, name: str, builders: list[FunctionBuilder], bank: WeightBank) -> dict[str, Any]:

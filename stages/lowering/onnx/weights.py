@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 
 from pipelines.errors import LoweringError
 from stages.lowering.graph import Weight
+from stages.lowering.limits import block_size
 from stages.lowering.onnx.builder import MICROSOFT, GraphBuilder
 from stages.quantizers.packing import pack_bits
 from stages.quantizers.store import QuantizedStore, TensorFormat
 
 SUPPORTED_BITS = (2, 4, 8)
-_LARGEST_BLOCK, _SMALLEST_BLOCK = 128, 16
 
 
 def dense(graph: GraphBuilder, weight: Weight) -> ir.Value:
@@ -96,19 +96,6 @@ def check_formats(store: QuantizedStore) -> None:
 def supported_formats() -> tuple[str, ...]:
     """What a weight may be in ONNX Runtime, in the words of a device profile's weight_formats."""
     return ("float32", "float16", *(f"affine-int{bits}" for bits in reversed(SUPPORTED_BITS)))
-
-
-def block_size(columns: int, group_size: int) -> int | None:
-    """The block of MatMulNBits for a group: a power of two, 16 to 128, that divides it; a whole row may be padded.
-
-    None where there is none (groups of 8, of 24, ...).
-    """
-    block = min(group_size & -group_size, _LARGEST_BLOCK)
-    if block >= _SMALLEST_BLOCK:
-        return block
-    if group_size == columns:
-        return _SMALLEST_BLOCK if 0 < columns % (2 * _SMALLEST_BLOCK) <= _SMALLEST_BLOCK else 2 * _SMALLEST_BLOCK
-    return None
 
 
 class _Blocks:
