@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +20,7 @@ from pipelines.project import Project
 from pipelines.store import Store, storing, write_file
 from pipelines.tree import Tree, read_tree
 
-RUNNING = "A build runs, or was killed.\n"  # in the lock's file; who finds it there cleans up after the one killed
+RUNNING = b"A build runs, or was killed.\n"  # in the lock's file; who finds it there cleans up after the one killed
 
 
 @contextlib.contextmanager
@@ -39,15 +40,14 @@ def opened(project: Project, waiting: Callable[[], None]) -> Iterator[Checkout]:
         if lock.read():
             checkout.sweep()
         with storing(project.state / "lock"):
-            lock.truncate(0)
-            lock.write(RUNNING)
-            lock.flush()
+            os.ftruncate(lock.fileno(), 0)
+            os.write(lock.fileno(), RUNNING)  # past Python's buffer, which would fail once more when closed
         try:
             yield checkout
         finally:
             with contextlib.suppress(OSError):
                 checkout.digests.save()
-                lock.truncate(0)
+                os.ftruncate(lock.fileno(), 0)
 
 
 class Checkout:
@@ -69,7 +69,8 @@ class Checkout:
     def sweep(self) -> None:
         """Remove the files that a killed process was writing beside their places."""
         root, state = self.project.root, self.project.state
-        places = (root, self.project.artifacts / "build", state, state / "outbox", *self.ledger.folder.glob("??"))
+        artifacts = self.project.artifacts
+        places = (root, artifacts, artifacts / "build", state, state / "outbox", *self.ledger.folder.glob("??"))
         for folder in (*places, *self.store.objects.glob("??")):
             for path in folder.glob(".*"):
                 if re.fullmatch(r"[0-9a-f]{32}", path.name.rpartition(".")[2]) and path.is_file():

@@ -77,7 +77,11 @@ def check_choices(project: Project, overrides: list[str]) -> None:
     parsed = OverridesParser.create().parse_overrides(overrides) if overrides else []
     chosen += [(f"{each.input_line}", each.key_or_group, each.value()) for each in parsed if not each.is_delete()]
     for what, group, value in chosen:
-        if isinstance(value, str) or not any((base / group).is_dir() for base in (project.conf, *project.config_dirs)):
+        if (
+            not group
+            or isinstance(value, str)
+            or not any((base / group).is_dir() for base in (project.conf, *project.config_dirs))
+        ):
             continue
         names = choices_of(project, group)
         if group != "device":

@@ -107,7 +107,7 @@ def version(library: str, stage: str) -> str:
         return platform.python_version()
     try:
         return metadata.version(library)
-    except metadata.PackageNotFoundError as error:
+    except (metadata.PackageNotFoundError, ValueError) as error:  # ValueError: no name at all
         raise ConfigError(
             f"stage {stage}: library '{library}' is not installed", hint=f"install it: pip install {library}"
         ) from error

@@ -76,7 +76,7 @@ class Project:
                     f".dvc/{name} is damaged: {' '.join(str(error).split())}", hint="mend it; 'dvc config' writes it"
                 ) from error
             if parser.has_option("cache", "dir"):
-                return (control / parser.get("cache", "dir").strip("'\"")).resolve()
+                return (control / Path(parser.get("cache", "dir").strip("'\"")).expanduser()).resolve()
         return control / "cache"
 
     def relative(self, path: Path) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from pipelines.errors import ConfigError
 from pipelines.gates import describe
 from pipelines.project import Project
+from pipelines.store import write_file
 from pipelines.tables import mebibytes, number, percent
 
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:#1b1b1b}
@@ -20,14 +21,16 @@ th:first-child,td:first-child{text-align:left}.bad{color:#b00020;font-weight:600
 
 
 def write_report(project: Project) -> Path:
-    """Write artifacts/report.html from the last build's summary and return its path. Raises ConfigError."""
+    """Write artifacts/report.html from the last build's summary; return its path. Raises ConfigError and StoreError."""
     source = project.state / "last.json"
     if not source.is_file():
         raise ConfigError("there is no build to report", hint="run 'tapeout build' first")
-    summary = json.loads(source.read_text(encoding="utf-8"))
+    try:
+        summary = json.loads(source.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{source} is damaged: {error}", hint="run 'tapeout build' again, which writes it") from error
     target = project.artifacts / "report.html"
-    target.parent.mkdir(exist_ok=True)
-    target.write_text("\n".join(page(summary)) + "\n", encoding="utf-8")
+    write_file(target, ("\n".join(page(summary)) + "\n").encode())
     return target
 
 

@@ -8,6 +8,19 @@ from typing import Any
 
 from pipelines.errors import PlanError, suggestion
 
+KINDS: Mapping[str, tuple[type, str]] = {
+    "config": (str, "the name of a group"),
+    "needs": (Mapping, "a mapping of parameters to stages"),
+    "device": (bool, "true or false"),
+    "device_fields": (list, "a list of names"),
+    "sources": (Mapping, "a mapping of keys to 'file', 'folder' or a list of patterns"),
+    "reads": (list, "a list of patterns, relative to the project"),
+    "libraries": (list, "a list of names"),
+    "check": (str, "package.module.function"),
+    "gates": (str, "the name of a file"),
+    "bundle": (bool, "true or false"),
+}
+
 
 @dataclass(frozen=True)
 class StageSpec:
@@ -59,6 +72,8 @@ def read_pipeline(value: Any, where: str) -> PipelineSpec:
     if not isinstance(value, Mapping) or not isinstance(value.get("stages"), Mapping) or not value["stages"]:
         raise PlanError(f"{where}: a pipeline needs `stages`, a mapping of names to stages")
     refuse_unknown(value, {"schemas", "stages"}, f"{where}: pipeline")
+    if not isinstance(value.get("schemas"), str | None):
+        raise PlanError(f"{where}: schemas is {value['schemas']!r}, and must be package.module.NAME")
     stages = {name: read_stage(name, each, where) for name, each in value["stages"].items()}
     for stage in stages.values():
         for parameter, need in stage.needs.items():
@@ -81,6 +96,10 @@ def read_stage(name: str, value: Any, where: str) -> StageSpec:
     if not isinstance(value, Mapping) or not isinstance(value.get("run"), str) or "." not in value["run"]:
         raise PlanError(f"{where} needs `run: package.module.function`")
     refuse_unknown(value, {each.name for each in fields(StageSpec)} - {"name"}, where)
+    for key, each in value.items():
+        kind, words = KINDS.get(key, (object, ""))
+        if each is not None and not (isinstance(each, kind) and holds_names(key, each)):
+            raise PlanError(f"{where}: {key} is {each!r}, and must be {words}")
     if value.get("per") not in (None, "device"):
         raise PlanError(f"{where}: per is '{value['per']}', and can only be 'device'")
     if value.get("device") and not value.get("per"):
@@ -89,6 +108,19 @@ def read_stage(name: str, value: Any, where: str) -> StageSpec:
         raise PlanError(f"{where} makes bundles, one for each device", hint="give it `per: device`")
     frozen = {key: freeze(each) for key, each in value.items() if each is not None}
     return StageSpec(name=name, **frozen)
+
+
+def holds_names(key: str, value: Any) -> bool:
+    """Say whether a list or mapping of a stage holds what it should: names and, under `reads`, relative patterns."""
+    if isinstance(value, list):
+        return all(isinstance(each, str) and each and not (key == "reads" and each.startswith("/")) for each in value)
+    if isinstance(value, Mapping):
+        return all(
+            (isinstance(each, str) and (key != "sources" or each in ("file", "folder")))
+            or (key == "sources" and isinstance(each, list) and holds_names("", each))
+            for each in value.values()
+        )
+    return True
 
 
 def refuse_unknown(value: Mapping[str, Any], known: set[str], where: str) -> None:

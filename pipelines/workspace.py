@@ -45,7 +45,8 @@ class Workspace:
 
     out       an empty folder; what the stage leaves there is the artifact
     scratch   a folder that outlives a kill of the process, keyed like the node: a stage that can resume keeps its state
-              there; removed once the stage has succeeded
+              there; removed once the stage has succeeded. After a change of code or configuration the key is another
+              and the folder is empty; the build says so, and keeps the newest three of a node
     send      where events go
     """
 

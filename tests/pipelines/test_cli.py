@@ -154,6 +154,20 @@ def test_there_is_no_report_without_a_build(toy: Toy) -> None:
     assert toy.run("report").status == 2
 
 
+def test_a_damaged_summary_is_named(toy: Toy) -> None:
+    toy.write(".tapeout/last.json", "{")
+    result = toy.run("report")
+    assert result.status == 2
+    assert "last.json is damaged" in result.err
+
+
+def test_what_the_system_refuses_is_one_line(toy: Toy) -> None:
+    result = toy.run("plan", f"model.path={'a' * 300}")
+    assert result.status == 1
+    assert result.err.endswith("File name too long\n")
+    assert result.err.count("\n") == 1
+
+
 def test_stage_runs_a_node_even_if_it_is_known(toy_built: Toy) -> None:
     before = toy_built.files()
     result = toy_built.run("stage", "convert", "--json")
