@@ -4,6 +4,7 @@ import json
 import math
 import types
 from dataclasses import fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -179,6 +180,8 @@ def _contradictions(vision: dict[str, Any], text: dict[str, Any], image_token_id
             )
     if any(stride < 1 for pair in vision["strides"] for stride in pair):
         problems.append(("vision.strides", f"is {vision['strides']}; expected numbers above 0"))
+    if not problems:
+        problems += _misfits(vision)
     heads, shared = text["num_attention_heads"], text["num_key_value_heads"]
     if text["hidden_size"] % (2 * heads):
         problems.append(("text.hidden_size", f"is {text['hidden_size']}; expected a multiple of 2 x {heads} heads"))
@@ -186,4 +189,26 @@ def _contradictions(vision: dict[str, Any], text: dict[str, Any], image_token_id
         problems.append(("text.num_key_value_heads", f"is {shared}; expected a divisor of {heads} heads"))
     if not 0 <= image_token_id < text["vocab_size"]:
         problems.append(("image_token_id", f"is {image_token_id}; expected less than vocab_size, {text['vocab_size']}"))
+    return problems
+
+
+def _misfits(vision: dict[str, Any]) -> list[tuple[str, str]]:
+    """Sizes of the tower, each possible alone, that do not go together."""
+    problems = []
+    widths = vision["widths"]
+    for axis, name in enumerate(("rows", "columns")):
+        multiple = 4 * math.prod(pair[axis] for pair in vision["strides"][1:])
+        if vision["image_size"] % multiple:
+            expected = f"expected a multiple of {multiple}: the stem's stride of 4 times the strides of the {name}"
+            problems.append(("vision.image_size", f"is {vision['image_size']}; {expected}"))
+    for key in ("ffn_kernel", "patch_kernel"):
+        if vision[key] % 2 == 0:
+            problems.append((f"vision.{key}", f"is {vision[key]}; expected an odd number, so that padding keeps sizes"))
+    for before, after in pairwise(widths):
+        if after % before:
+            found = f"goes from {before} to {after}; expected a multiple: downsampling is a depthwise convolution"
+            problems.append(("vision.widths", found))
+    if widths[-1] * vision["expansion"] < 16:
+        found = f"ends in {widths[-1]}, times vision.expansion {widths[-1] * vision['expansion']}; expected at least 16"
+        problems.append(("vision.widths", f"{found}, which squeeze-and-excitation divides by"))
     return problems

@@ -224,6 +224,30 @@ BAD = {
         values(CONFIG, text__num_hidden_layers=0),
         ["num_hidden_layers is 0; expected numbers"],
     ),
+    "config image rows": (
+        values(CONFIG, vision__image_size=36),
+        ["vision.image_size is 36; expected a multiple of 8", "strides of the rows"],
+    ),
+    "config image columns": (
+        values(CONFIG, vision__strides=[[1, 1], [1, 3]]),
+        ["vision.image_size is 32; expected a multiple of 12", "strides of the columns"],
+    ),
+    "config stride": (values(CONFIG, vision__strides=[[1, 1], [0, 1]]), ["vision.strides is", "above 0"]),
+    "config ffn kernel": (values(CONFIG, vision__ffn_kernel=4), ["vision.ffn_kernel is 4; expected an odd number"]),
+    "config patch kernel": (values(CONFIG, vision__patch_kernel=2), ["vision.patch_kernel is 2; expected an odd"]),
+    "config downsampling": (
+        values(CONFIG, vision__widths=[48, 64]),
+        ["vision.widths goes from 48 to 64; expected a multiple", "depthwise"],
+    ),
+    "config output width": (
+        values(CONFIG, vision__widths=[8, 8], vision__head_dim=8),
+        ["vision.widths ends in 8, times vision.expansion 8; expected at least 16"],
+    ),
+    "config tower heads": (values(CONFIG, vision__head_dim=24), ["vision.widths has 64, which vision.head_dim (24)"]),
+    "config head": (
+        values(CONFIG, text__num_attention_heads=3, text__num_key_value_heads=1),
+        ["text.hidden_size is 64; expected a multiple of 2 x 3 heads"],
+    ),
     "architecture": (values(CONFIG, architecture="llama"), ["architecture is 'llama'; expected 'fastvlm'"]),
     "tokenizer kind": (text(TOKENIZER, "{}"), ["tokenizer.json is not a tokenizer"]),
     "tokenizer size": (other_tokenizer, ["token ids up to 298", "the embedding has 288 rows"]),
