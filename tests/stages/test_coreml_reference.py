@@ -1,5 +1,6 @@
 """The reference executor on packages that it did not write: coremltools' own, traced and compressed, and others."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import torch
 from coremltools.converters.mil.mil import Builder as mb
 from coremltools.converters.mil.mil import types
 from coremltools.libmilstoragepython import _BlobStorageWriter as BlobWriter
+from coremltools.proto import MIL_pb2
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -237,6 +239,50 @@ def test_states_and_functions_that_coremltools_made(tmp_path):
             products = expected(rows).numpy()
         found = program.function(name).predict({"rows": rows}, state)["products"]
         assert np.abs(found - products).max() < 2e-2
+
+
+def test_functions_do_not_get_each_others_constants(tmp_path):
+    """Small operands, each a constant of its own: those of one function may be gone when the next one is read."""
+
+    @mb.program(input_specs=[mb.TensorSpec((2, 3), types.fp16)], opset_version=ct.target.iOS18)
+    def program(x):
+        for _ in range(9):
+            scale = mb.const(val=np.ones((2, 1), np.float16))
+            weight = mb.constexpr_blockwise_shift_scale(data=np.ones((2, 3), np.int8), scale=scale)
+            x = mb.add(x=x, y=weight)
+        return mb.identity(x=x, name="sum")
+
+    path = package(program, tmp_path / "scales.mlpackage")
+    model = path / "Data/com.apple.CoreML/model.mlmodel"
+    spec = ct.utils.load_spec(str(model))
+    original = spec.mlProgram.functions["main"]
+    for number in range(40):
+        function = spec.mlProgram.functions[f"times_{number}"]
+        function.CopyFrom(original)
+        block = function.block_specializations[function.opset]
+        operations = []
+        for operation in map(copy.deepcopy, block.operations):
+            if operation.type.startswith("constexpr_"):
+                operations.append(named(operation.inputs["scale"].arguments[0], f"scale_{len(operations)}"))
+                halves = np.full((2, 1), number, np.float16).tobytes()
+                operations[-1].attributes["val"].immediateValue.tensor.bytes.values = halves
+            operations.append(operation)
+        del block.operations[:]
+        block.operations.extend(operations)
+    model.write_bytes(spec.SerializeToString())
+
+    program = MLProgram(path)
+    for number in range(40):
+        found = program.function(f"times_{number}").predict({"x": np.zeros((2, 3))})["sum"]
+        assert (found == 9 * number).all(), number
+
+
+def named(binding, name: str) -> MIL_pb2.Operation:
+    """The constant that makes a literal, which is then bound by name."""
+    constant = MIL_pb2.Operation(type="const", outputs=[{"name": name, "type": binding.value.type}])
+    constant.attributes["val"].CopyFrom(binding.value)
+    binding.name = name
+    return constant
 
 
 ELEMENTWISE = ("abs", "erf", "exp", "gelu", "relu", "rsqrt", "sigmoid", "silu", "sqrt", "square", "tanh")

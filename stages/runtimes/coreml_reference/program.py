@@ -156,12 +156,13 @@ class Constants:
                 arguments[name] = self._package.value(operation.attributes[name])
                 parts.append((name, operation.attributes[name].SerializeToString(deterministic=True)))
 
-        def decompress() -> tuple[Any, ...]:
+        def decompress() -> tuple[dict[str, Any], tuple[Any, ...]]:
             dense = CONSTEXPR[operation.type](**arguments)
-            return tuple(map(self._native, dense if isinstance(dense, tuple) else (dense,)))
+            return arguments, tuple(map(self._native, dense if isinstance(dense, tuple) else (dense,)))
 
-        outputs: tuple[Any, ...] = self._once(tuple(parts), decompress)
-        return outputs
+        # The arguments are kept: where one is freed, the next tensor may have its id, and would pass for it.
+        held: tuple[dict[str, Any], tuple[Any, ...]] = self._once(tuple(parts), decompress)
+        return held[1]
 
     def wide(self, tensor: torch.Tensor) -> torch.Tensor:
         """The constant in float32."""
