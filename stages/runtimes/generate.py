@@ -40,18 +40,6 @@ def generate(
     return answer
 
 
-def score(
-    session: VisionLanguageSession, ids: Sequence[int], features: NDArray[np.float32], answer: Sequence[int]
-) -> NDArray[np.float32]:
-    """Teacher forcing: the logits (len(answer), V) from which each token of the answer would have been chosen."""
-    cache = session.start()
-    prompt = prefill(session, cache, ids, image_rows(session, ids, features))
-    if len(answer) < 2:
-        return prompt[-1:][: len(answer)]
-    blank = np.zeros((len(answer) - 1, features.shape[1]), np.float32)
-    return np.concatenate([prompt[-1:], prefill(session, cache, answer[:-1], blank, len(ids))])
-
-
 def prefill(
     session: VisionLanguageSession, cache: Any, ids: Sequence[int], rows: NDArray[np.float32], position: int = 0
 ) -> NDArray[np.float32]:

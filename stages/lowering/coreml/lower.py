@@ -10,6 +10,7 @@ from stages.lowering.coreml.builder import CacheLayer, FunctionBuilder, Function
 from stages.lowering.coreml.package import save_package
 from stages.lowering.coreml.verify import verify_package
 from stages.lowering.coreml.weights import WeightBank
+from stages.lowering.description import describe
 from stages.lowering.graph import emit
 from stages.lowering.limits import coreml_sizes
 from stages.models.vlm import ModelConfig
@@ -43,7 +44,8 @@ def lower_coreml(
             builder.finish(emit(captured, "coreml", builder, _decoder_inputs(config, builder))[:1])
         decoders.append(builder)
     functions |= _save(out, "decoder", decoders, bank)
-    return _description(config, context, prefill_chunk) | {"functions": functions}
+    sizes = {"context": context, "prefill_chunk": prefill_chunk}
+    return describe(config, runtime="coreml", suffix="mlpackage", functions=functions, **sizes)
 
 
 def _check_sizes(context: int, prefill_chunk: int) -> None:
@@ -97,21 +99,3 @@ def _decoder_inputs(config: ModelConfig, builder: FunctionBuilder) -> dict[str, 
         inputs[f"caches_{2 * layer}"] = CacheLayer("key_cache", layer)
         inputs[f"caches_{2 * layer + 1}"] = CacheLayer("value_cache", layer)
     return inputs
-
-
-def _description(config: ModelConfig, context: int, prefill_chunk: int) -> dict[str, Any]:
-    text = config.text
-    return {
-        "runtime": "coreml",
-        "files": {"encoder": "encoder.mlpackage", "decoder": "decoder.mlpackage"},
-        "context": context,
-        "prefill_chunk": prefill_chunk,
-        "image_size": config.vision.image_size,
-        "image_tokens": config.vision.tokens,
-        "hidden": text.hidden_size,
-        "layers": text.num_hidden_layers,
-        "kv_heads": text.num_key_value_heads,
-        "head_dim": text.head_dim,
-        "vocab": text.vocab_size,
-        "image_token_id": config.image_token_id,
-    }

@@ -9,6 +9,7 @@ import onnx_ir as ir
 from torch.export import ExportedProgram
 
 from stages.lowering.capture import capture_decoder, capture_encoder
+from stages.lowering.description import describe
 from stages.lowering.graph import emit, user_inputs
 from stages.lowering.onnx import attention, operators  # noqa: F401  their emitters register on import
 from stages.lowering.onnx.builder import GraphBuilder
@@ -37,27 +38,13 @@ def lower_onnx(
     """
     check_formats(store)
     settings: dict[str, int] = {"accuracy_level": accuracy_level, "context": context}
-    text = config.text
-    return {
-        "runtime": "onnxruntime",
-        "files": {"encoder": "encoder.onnx", "decoder": "decoder.onnx"},
-        "context": context,
-        "prefill_chunk": None,
-        "image_size": config.vision.image_size,
-        "image_tokens": config.vision.tokens,
-        "hidden": text.hidden_size,
-        "layers": text.num_hidden_layers,
-        "kv_heads": text.num_key_value_heads,
-        "head_dim": text.head_dim,
-        "vocab": text.vocab_size,
-        "image_token_id": config.image_token_id,
-        "functions": {
-            "encoder": lower_program(
-                capture_encoder(config), store, out / "encoder.onnx", outputs=["features"], **settings
-            ),
-            "decoder": _lower_decoder(config, GraphBuilder(out / "decoder.onnx", store, **settings)),
-        },
-    }
+    encoder = lower_program(capture_encoder(config), store, out / "encoder.onnx", outputs=["features"], **settings)
+    with GraphBuilder(out / "decoder.onnx", store, **settings) as graph:
+        decoder = _lower_decoder(config, graph)
+    functions = {"encoder": encoder, "decoder": decoder}
+    return describe(
+        config, runtime="onnxruntime", suffix="onnx", context=context, prefill_chunk=None, functions=functions
+    )
 
 
 def lower_program(
@@ -73,15 +60,17 @@ def lower_program(
 
     Inputs keep their names and dtypes. Raises LoweringError as lower_onnx does.
     """
-    graph = GraphBuilder(path, store, context=context, accuracy_level=accuracy_level)
-    inputs = {
-        name: graph.input(name, ir.DataType.from_numpy(np.dtype(str(value.dtype).removeprefix("torch."))), value.shape)
-        for name, value in user_inputs(program).items()
-    }
-    values = emit(program, "onnx", graph, inputs)
-    shapes = [tuple(node.meta["val"].shape) for node in program.graph.output_node().args[0]]
-    results = dict(zip(outputs, zip(values, shapes, strict=True), strict=True))
-    return _save(graph, path.stem, list(inputs.values()), results)
+    with GraphBuilder(path, store, context=context, accuracy_level=accuracy_level) as graph:
+        inputs = {
+            name: graph.input(
+                name, ir.DataType.from_numpy(np.dtype(str(value.dtype).removeprefix("torch."))), value.shape
+            )
+            for name, value in user_inputs(program).items()
+        }
+        values = emit(program, "onnx", graph, inputs)
+        shapes = [tuple(node.meta["val"].shape) for node in program.graph.output_node().args[0]]
+        results = dict(zip(outputs, zip(values, shapes, strict=True), strict=True))
+        return _save(graph, path.stem, list(inputs.values()), results)
 
 
 def _lower_decoder(config: ModelConfig, graph: GraphBuilder) -> dict[str, Any]:

@@ -17,7 +17,7 @@ _PAGE, _LINE = 4096, 64  # alignment of tensors of a MiB and more (mapped by the
 
 
 class GraphBuilder:
-    """What an emitter is given as `context`.
+    """What an emitter is given as `context`. Use it in a `with`: weights go to a file at once.
 
     Values are onnx_ir.Value with their dtype set. Weights go to `<path>.data` at once and only their place stays in
     memory; no path is written but that file's name. accuracy_level: of MatMulNBits. context: rows of the rotary tables.
@@ -31,7 +31,18 @@ class GraphBuilder:
         self.residuals: list[ir.Value] = []  # norms of a sum, to be fused with it
         self._nodes: list[ir.Node] = []
         self._initializers: dict[str, ir.Value] = {}
-        self._data = self.path.with_name(self.path.name + ".data").open("wb")  # save() closes it
+        self._data_path = self.path.with_name(self.path.name + ".data")
+        self._data = self._data_path.open("wb")
+
+    def __enter__(self) -> "GraphBuilder":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
+        """Where the lowering failed, leave nothing behind."""
+        self._data.close()
+        if kind is not None:
+            for path in (self._data_path, self.path):
+                path.unlink(missing_ok=True)
 
     def input(self, name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> ir.Value:
         return ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
