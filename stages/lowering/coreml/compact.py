@@ -1,7 +1,7 @@
 """Makes an ML program small: a constant is said once a function, and only weights have long names.
 
 coremltools writes a constant for each argument of each operation (the strides of every convolution), and each name
-three times. Of a model of a few MB, that was a fifth of the package.
+three times: of the reference model's decoder, 63 KB of 168 KB of program, beside 550 KB of weights.
 """
 
 from itertools import count
