@@ -76,18 +76,19 @@ def _draw_batch(tokenizer: Tokenizer, rng: random.Random, count: int, grid: tupl
 
 
 def _choose(rng: random.Random, scene: Scene) -> list[Question]:
-    """The questions to train on: the word, relations and half of the digits; then any others.
+    """The questions to train on: the word, two relations, some of the digits and places; then any others.
 
-    Relations are learned last, so they get a step to stand on: the place of one thing, seen from the middle. A relation
-    and its opposite teach more than each alone, so some are asked twice.
+    Relations are learned last, so they are asked most, and get a step to stand on: the place of one thing, seen from the
+    middle.
     """
     first = ask(rng, scene)
-    again = [question for question in ask(rng, scene) if question.task in ("position", "color")]
+    again = [question for question in ask(rng, scene) if question.task == "position"]
     wanted = {"ocr", "position"} | ({"digit"} if rng.random() < 0.5 else set())
-    rare = [question for question in first if question.task in wanted] + ask_place(rng, scene)
-    others = [question for question in dict.fromkeys(first + again) if question not in rare]
+    rare = [question for question in first + again if question.task in wanted]
+    rare += ask_place(rng, scene) if rng.random() < 0.3 else []
+    others = [question for question in first if question not in rare]
     rng.shuffle(others)
-    return (rare + others)[:QUESTIONS]
+    return list(dict.fromkeys(rare + others))[:QUESTIONS]
 
 
 def label_grid(scene: Scene, grid: tuple[int, int]) -> NDArray[np.int64]:
