@@ -15,8 +15,9 @@ from pipelines.workspace import Workspace
 from stages.artifacts import Checkpoint
 from stages.baseline import baseline
 from stages.data.fonts import load_font
-from stages.data.source import VALIDATION_TASKS, Example, question_source
+from stages.data.source import Example, question_source
 from stages.evaluation.answers import Answer, read_answers
+from stages.evaluation.names import TASKS
 from stages.schema import QuestionsConfig
 
 SEED = 101  # not the seed of the build's questions
@@ -40,7 +41,7 @@ def main() -> None:
         parameters = sum(tensors[name].numel() for name in tensors)
     print(f"{parameters / 1e6:.2f} M parameters, {checkpoint.weights.stat().st_size / 2**20:.2f} MiB as float16")
     print(f"{'task':<18}{'questions':>10}{'right':>9}")
-    for task in VALIDATION_TASKS:
+    for task in TASKS:
         print(f"{task:<18}{tasks[task]['n']:>10}{100 * tasks[task]['fp32']:>8.1f} %")
     print(f"{'all':<18}{len(answers):>10}{100 * sum(answer.score for answer in answers) / len(answers):>8.1f} %")
     if options.json:
@@ -53,7 +54,7 @@ def main() -> None:
 
 def contact_sheet(examples: list[Example], answers: list[Answer], per_task: int) -> Image.Image:
     """The first questions of each task, 32 in all, eight a row: image, question, answer; wrong answers in red."""
-    order = [task * per_task + place for place in range(4) for task in range(len(VALIDATION_TASKS))]
+    order = [task * per_task + place for place in range(4) for task in range(len(TASKS))]
     chosen = [index for index in order if index < len(examples)][:32]
     side = examples[0].image.shape[0] * ZOOM
     cell = (side + 8, side + 4 * LINE)

@@ -186,16 +186,15 @@ def check_overrides(config: Config) -> None:
 
 
 def check_node(config: Config, node: Node) -> None:
-    """Call the stage's own check for each device that shares the node."""
+    """Call the stage's own check: for each device that shares the node, or once with no device."""
     stage = node.stage
     if stage.check is None:
         return
     check = import_name(stage.check, f"stage {stage.name}: check")
     schema, device_schema = config.schemas.get(stage.config or ""), config.schemas.get("device")
     settings = typed.build(node.config, schema) if schema and node.config is not None else node.config
-    for device in node.devices if stage.per else ():
-        profile = config.devices[device]
-        check(settings, typed.build(profile, device_schema) if device_schema else profile)
+    for profile in [config.devices[device] for device in node.devices] if stage.per else [None]:
+        check(settings, typed.build(profile, device_schema) if device_schema and profile is not None else profile)
 
 
 def source_path(project: Project, node: Node, key: str) -> Path:

@@ -78,8 +78,8 @@ def _draw_batch(tokenizer: Tokenizer, rng: random.Random, count: int, grid: tupl
 def _choose(rng: random.Random, scene: Scene) -> list[Question]:
     """The questions to train on: the word, two relations, some of the digits and places; then any others.
 
-    Relations are learned last, so they are asked most, and get a step to stand on: the place of one thing, seen from the
-    middle.
+    Relations are learned last, so they are asked most, and get a step to stand on: the place of one thing, seen from
+    the middle.
     """
     first = ask(rng, scene)
     again = [question for question in ask(rng, scene) if question.task == "position"]

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from stages.data.scenes import COLORS, SHAPES, SIZE, Scene, Shape
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five")
-TASKS = ("ocr", "color", "shape", "count", "existence", "position", "caption", "digit")
 
 
 @dataclass(frozen=True)

@@ -10,19 +10,9 @@ from numpy.typing import NDArray
 
 from stages.data.questions import ask
 from stages.data.scenes import draw_scene
+from stages.evaluation.names import TASKS
 
 KINDS = {"ocr": "word", "ocr_unseen_fonts": "word", "digit": "digit"}
-VALIDATION_TASKS = (
-    "ocr",
-    "ocr_unseen_fonts",
-    "color",
-    "shape",
-    "count",
-    "existence",
-    "position",
-    "caption",
-    "digit",
-)
 
 
 @dataclass(frozen=True)
@@ -65,7 +55,7 @@ class _Procedural:
         return examples[:count]
 
     def by_task(self, per_task: int, seed: int) -> list[Example]:
-        return [example for task in VALIDATION_TASKS for example in _of_task(task, per_task, seed)]
+        return [example for task in TASKS for example in _of_task(task, per_task, seed)]
 
 
 def _of_task(task: str, count: int, seed: int) -> Iterator[Example]:
@@ -76,7 +66,7 @@ def _of_task(task: str, count: int, seed: int) -> Iterator[Example]:
         scene = draw_scene(rng, held_out=True, unseen_fonts=task == "ocr_unseen_fonts", kind=KINDS.get(task, "shapes"))
         for question in ask(rng, scene):
             if question.task == task.removesuffix("_unseen_fonts"):
-                identity = VALIDATION_TASKS.index(task) * 1_000_000 + index
+                identity = TASKS.index(task) * 1_000_000 + index
                 yield Example(scene.pixels, question.text, question.answer, task, identity)
                 found += 1
         index += 1

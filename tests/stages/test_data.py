@@ -9,11 +9,12 @@ import pytest
 from stages.data.batches import GRIDS, label_grid
 from stages.data.digits import handwritten
 from stages.data.fonts import font_names, load_font
-from stages.data.questions import NUMBERS, TASKS, ask, corpus, facts, plural
+from stages.data.questions import NUMBERS, ask, corpus, facts, plural
 from stages.data.scenes import SHAPES, SIZE, Scene, Shape, draw_scene
-from stages.data.source import VALIDATION_TASKS, question_source
+from stages.data.source import question_source
 from stages.data.tokenizer import train_tokenizer
 from stages.data.words import LETTERS, draw_word, is_held_out
+from stages.evaluation.names import TASKS
 
 
 def scene_of(*shapes: tuple[str, str, float, float], word: str | None = None) -> Scene:
@@ -113,7 +114,7 @@ def test_letters_are_marked_where_they_are_drawn() -> None:
 
 def test_by_task_gives_the_same_held_out_questions_each_time() -> None:
     first, second = (question_source().by_task(3, seed=5) for _ in range(2))
-    assert Counter(example.task for example in first) == dict.fromkeys(VALIDATION_TASKS, 3)
+    assert Counter(example.task for example in first) == dict.fromkeys(TASKS, 3)
     assert all(
         np.array_equal(a.image, b.image) and a.question == b.question for a, b in zip(first, second, strict=True)
     )
