@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 ROOT = Path(__file__).parent.parent
 BUNDLES = {"iphone-15-pro": "coreml", "pixel-8": "onnxruntime"}
 # Few questions, and gates that so few can hold; the slow test holds the default build to its own.
-GATES = "{metric: retention, task: null, min: 0.9, max: null}, {metric: parity.top1, task: null, min: 0.99, max: null}"
+GATES = "{metric: retention, task: null, min: 0.8, max: null}, {metric: parity.top1, task: null, min: 0.99, max: null}"
 QUICK = ("questions.per_task=20", f"validate.gates=[{GATES}]")
 
 
