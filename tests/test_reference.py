@@ -124,8 +124,9 @@ def test_other_folders_homes_threads_and_seeds_give_the_same_bytes(built: Clone,
     assert done.returncode == 0, done.stderr
     assert other.files() == built.files()
     for made in (built, other):
-        names = (str(made.folder), made.environment["HOME"], made.environment["USER"], str(ROOT), sys.prefix)
-        words = [word.encode() for word in (*names, socket.gethostname())]
+        names = [str(made.folder), made.environment["HOME"], made.environment["USER"], str(ROOT), sys.prefix]
+        names += [socket.gethostname()] if len(socket.gethostname()) > 6 else []  # a short one is in any random bytes
+        words = [name.encode() for name in names]
         for path in made.files():
             content = (made.folder / path).read_bytes()
             assert not [word for word in words if word in content], f"{path} names who built it"
@@ -223,7 +224,7 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_checkpoint(tmp_path: P
                 start_new_session=True,
             )
             until = time.monotonic() + 120
-            while not list(made.folder.glob(".tapeout/scratch/*/state/state.pt")) and time.monotonic() < until:
+            while not list(made.folder.glob(".tapeout/scratch/**/state.pt")) and time.monotonic() < until:
                 time.sleep(0.02)
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
