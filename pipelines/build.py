@@ -148,6 +148,9 @@ class Run:
             self.start(node)
             return
         self.checkout.settle(node, found)
+        own = self.project.state / "scratch" / node.name
+        if own.is_dir():  # a build was killed between keeping this result and dropping its scratch
+            drop_scratch(own / self.checkout.key_of(ingredients))
         self.digests[node.name] = found.tree.digest
         self.display.ended(self.summary.add(node, self.plan.devices, "cached", found))
         self.conclude(node)
@@ -191,9 +194,7 @@ class Run:
             self.skip(self.schedule.done(node.name, passed=False), f"{node.name} failed")
             return
         result = self.checkout.accept(node, ingredients, task.out)
-        shutil.rmtree(task.scratch.parent, ignore_errors=True)
-        with contextlib.suppress(OSError):  # not empty: states under other keys are kept
-            task.scratch.parent.parent.rmdir()
+        drop_scratch(task.scratch.parent)
         self.digests[node.name] = result.tree.digest
         self.display.ended(self.summary.add(node, self.plan.devices, "built", result, outcome.seconds, why=why))
         self.conclude(node)
@@ -273,6 +274,13 @@ def set_aside(own: Path) -> bool:
     return not any((own / "state").iterdir()) and any(
         any((folder / "state").iterdir()) for folder in others[: SCRATCHES - 1] if (folder / "state").is_dir()
     )
+
+
+def drop_scratch(folder: Path) -> None:
+    """Remove the state of a node that has its result, and the node's folder unless other keys have states in it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        folder.parent.rmdir()
 
 
 def make_executor(project: Project, config: Config, jobs: int | None) -> Executor:

@@ -226,6 +226,15 @@ def test_scratch_outlives_a_kill(toy: Toy) -> None:
     assert not list((toy.root / ".tapeout/scratch").glob("*"))
 
 
+def test_scratch_that_a_kill_left_behind_its_result_goes(toy_built: Toy) -> None:
+    key = json.loads((toy_built.root / "artifacts/build/load.json").read_text())["key"]
+    left = toy_built.root / ".tapeout/scratch/load" / key
+    left.mkdir(parents=True)
+    (left / "measurements.jsonl").touch()
+    assert toy_built.build().status == 0
+    assert not left.parent.exists()
+
+
 def test_a_state_under_another_key_is_told_of_and_the_newest_are_kept(toy: Toy) -> None:
     die = '    (work.scratch / "seen").touch()\n    import os; os.kill(os.getpid(), 9)'
     toy.edit("toystages/load.py", '    work.log("loading")', die)
