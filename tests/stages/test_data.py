@@ -100,8 +100,7 @@ def test_facts(caption: str, expected: dict[str, int]) -> None:
     assert facts(caption) == Counter(expected)
 
 
-def test_letters_are_marked_where_they_are_drawn() -> None:
-    """The ink around each marked letter is that of the word, not of the background."""
+def test_every_letter_has_its_place_in_the_image_and_only_letters_of_the_word_are_marked() -> None:
     for seed in range(30):
         scene = draw_scene(random.Random(seed), held_out=False, kind="word")
         assert "".join(letter for letter, _, _ in scene.letters) == scene.word
