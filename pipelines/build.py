@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import time
-from collections import deque
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +15,10 @@ from typing import Any
 
 from pipelines import gates, publish, record
 from pipelines.checkout import Checkout, opened
-from pipelines.config import Config
+from pipelines.config import Config, RayConfig
 from pipelines.display import Display
 from pipelines.errors import GateError, StageError
-from pipelines.execute import Executor, Outcome, Schedule, Task
+from pipelines.execute import Executor, Needs, Outcome, Schedule, Task
 from pipelines.explain import reason
 from pipelines.plan import Node, Plan
 from pipelines.project import Project
@@ -29,18 +29,24 @@ SCRATCHES = 3  # unfinished states kept of a node, this one's included; each may
 
 
 def build(
-    project: Project, config: Config, plan: Plan, display: Display, jobs: int | None = None
+    project: Project,
+    config: Config,
+    plan: Plan,
+    display: Display,
+    jobs: int | None = None,
+    keep_going: bool = True,
 ) -> tuple[Summary, publish.Publisher | None]:
-    """Build all of `plan`. A failure stops only what needs it. Raises ConfigError (nothing ran) and StoreError.
+    """Build all of `plan`. Raises ConfigError (nothing ran) and StoreError.
 
-    Also returns the process that is to publish the summary (see publish.finish), or None where nothing ran.
+    A failure stops only what needs it or, without keep_going, all that has not started. Also returns the process that
+    is to publish the summary (see publish.finish), or None where nothing ran.
     """
     started = time.monotonic()
     with opened(project, lambda: display.note("another build has this project; waiting for it")) as checkout:
         for node in plan.nodes.values():
             checkout.keys.known(node)  # raises before anything runs
         checkout.clear()
-        run = Run(project, config, plan, display, checkout, jobs)
+        run = Run(project, config, plan, display, checkout, jobs, keep_going)
         try:
             run.all()
         finally:
@@ -94,9 +100,8 @@ def run_stage(project: Project, config: Config, plan: Plan, name: str, display: 
                 for gate in gates.failed_gates(gates.read_metrics(project.root / need.folder, need)):
                     raise GateError(f"{name} does not run: {need.name}: {gates.describe(gate)}")
         try:
-            run.start(node)
-            while run.tasks:
-                run.hear()
+            run.pending.append(node)
+            run.work_off()
         finally:
             run.close()
     return run.summary
@@ -104,21 +109,26 @@ def run_stage(project: Project, config: Config, plan: Plan, name: str, display: 
 
 @dataclass
 class Run:
-    """One walk over the plan. digests: {node: digest of its artifact} of what has ended well."""
+    """One walk over the plan. digests: {node: digest of its artifact} of what has ended well. pending: what is to run
+    and has not started. tries: how often a node has been started."""
 
     project: Project
     config: Config
     plan: Plan
     display: Display
     checkout: Checkout
-    jobs: int | None
+    jobs: int | None = None
+    keep_going: bool = True
     summary: Summary = field(default_factory=Summary)
     digests: dict[str, str] = field(default_factory=dict)
-    tasks: dict[str, tuple[Node, dict[str, Any], Task, str]] = field(default_factory=dict)
+    pending: list[Node] = field(default_factory=list)
+    tasks: dict[str, Running] = field(default_factory=dict)
+    tries: Counter[str] = field(default_factory=Counter)
     publisher: publish.Publisher | None = None
 
     def __post_init__(self) -> None:
         self.schedule = Schedule(self.plan)
+        self.stopped_by = ""
         self._executor: Executor | None = None
 
     @property
@@ -130,74 +140,115 @@ class Run:
 
     def all(self) -> None:
         """Bring every node to its end."""
-        queue: deque[Node] = deque()
         self.display.begin(len(self.plan.nodes))
-        while self.schedule.active():
-            queue.extend(self.schedule.ready())
-            if queue and (not self.tasks or self.executor.free()):
-                self.enter(queue.popleft())
-            elif self.tasks:
-                self.hear()
+        while self.schedule.active() and not (self.stopped_by and not self.tasks):
+            while nodes := self.schedule.ready():
+                for node in nodes:
+                    self.enter(node)
+            self.work_off(once=True)
+        if self.stopped_by:
+            left = [*self.pending, *self.schedule.waiting.values()]
+            self.skip(left, f"stopped after {self.stopped_by} failed")
 
     def enter(self, node: Node) -> None:
-        """Take a node's known result, or start it."""
+        """Take a node's known result, or line it up to run."""
         ingredients = self.ingredients(node)
         found = self.checkout.find(node, ingredients)
         if found is None:
             self.publisher = self.publisher or publish.start(self.project, self.config)
-            self.start(node)
+            self.pending.append(node)
             return
         self.checkout.settle(node, found)
         own = self.project.state / "scratch" / node.name
         if own.is_dir():  # a build was killed between keeping this result and dropping its scratch
-            drop_scratch(own / self.checkout.key_of(ingredients))
+            drop_scratch(own / found.key)
         self.digests[node.name] = found.tree.digest
         self.display.ended(self.summary.add(node, self.plan.devices, "cached", found))
         self.conclude(node)
+
+    def work_off(self, once: bool = False) -> None:
+        """Start what there is room for and take in what comes of it: until all is done, or `once`."""
+        while self.pending or self.tasks:
+            for node in list(self.pending):
+                if not self.stopped_by and self.has_room(node):
+                    self.pending.remove(node)
+                    self.start(node)
+            if not self.tasks:
+                return
+            for message in self.executor.wait():
+                if isinstance(message, Outcome):
+                    self.end(message)
+                else:
+                    self.display.progress(message)
+            if once:
+                return
+
+    def has_room(self, node: Node) -> bool:
+        """Say whether a node can start now. One that was lost waits until nothing else takes the machine's memory."""
+        if self.executor.one_machine and (self.tries[node.name] or any(self.tries[name] > 1 for name in self.tasks)):
+            return not self.tasks
+        return self.executor.room(self.needs(node))
+
+    def needs(self, node: Node) -> Needs:
+        """Return what the node takes while it runs, as its stage has declared."""
+        declared = node.stage.resources
+        size = self.checkout.input_size(node, self.plan) if declared.memory_per_input else 0
+        return Needs(declared.cpus, declared.memory_mib + int(declared.memory_per_input * size / 2**20))
 
     def start(self, node: Node) -> None:
         """Give a node to the executor."""
         ingredients = self.ingredients(node)
         why = reason(self.checkout.last(node), ingredients)
-        task = make_task(self.checkout, self.config, self.plan, node, ingredients)
+        task = make_task(self.checkout, self.config, self.plan, node, ingredients, self.needs(node))
         if set_aside(task.scratch.parent):
             kept = f"{self.project.relative(task.scratch.parent.parent)} keeps the last {SCRATCHES} states"
             self.display.note(f"{node.name:<28} starts anew: a state was left unfinished under another key; {kept}")
-        self.tasks[node.name] = (node, ingredients, task, why)
+        self.tasks[node.name] = Running(node, ingredients, task, why)
+        self.tries[node.name] += 1
         self.executor.submit(task)
         self.display.started(node, why)
 
-    def hear(self) -> None:
-        """Wait for the executor, and take in what it says."""
-        for message in self.executor.wait():
-            if isinstance(message, Outcome):
-                self.end(message)
-            else:
-                self.display.progress(message)
-
     def end(self, outcome: Outcome) -> None:
-        """Keep the result of a node that has run, or give up what needs it."""
-        node, ingredients, task, why = self.tasks.pop(outcome.node)
+        """Keep the result of a node that has run, try it again, or give up what needs it."""
+        running = self.tasks.pop(outcome.node)
+        node, task = running.node, running.task
         self.summary.measurements[node.name] = read_lines(task.metrics)
         if outcome.passed and node.stage.gates:
             try:
                 gates.read_metrics(task.out, node)
             except StageError as error:
                 outcome = Outcome.of(node.name, outcome.seconds, error)
-        if not outcome.passed:
-            message = "\n  ".join(filter(None, [outcome.error, outcome.hint]))
-            key = self.checkout.key_of(ingredients)
-            self.checkout.store.discard(task.out)
+        if outcome.passed:
+            result = self.checkout.accept(node, running.ingredients, task.out)
+            drop_scratch(task.scratch.parent)
+            self.digests[node.name] = result.tree.digest
             self.display.ended(
-                self.summary.add(node, self.plan.devices, "failed", None, outcome.seconds, key, why, message)
+                self.summary.add(
+                    node,
+                    self.plan.devices,
+                    "built",
+                    result,
+                    outcome.seconds,
+                    why=running.why,
+                    memory_mib=outcome.memory_mib,
+                )
             )
-            self.skip(self.schedule.done(node.name, passed=False), f"{node.name} failed")
+            self.conclude(node)
             return
-        result = self.checkout.accept(node, ingredients, task.out)
-        drop_scratch(task.scratch.parent)
-        self.digests[node.name] = result.tree.digest
-        self.display.ended(self.summary.add(node, self.plan.devices, "built", result, outcome.seconds, why=why))
-        self.conclude(node)
+        self.checkout.store.discard(task.out)
+        retries = self.config.executor.retries
+        if outcome.lost and self.tries[node.name] <= retries and not self.stopped_by:
+            self.display.note(f"{outcome.error}; it is tried again ({self.tries[node.name]} of {retries})")
+            self.pending.append(node)
+            return
+        message = "\n".join(filter(None, [outcome.error, outcome.hint, outcome.tail])).replace("\n", "\n  ")
+        key = self.checkout.key_of(running.ingredients)
+        self.display.ended(
+            self.summary.add(
+                node, self.plan.devices, "failed", None, outcome.seconds, key, running.why, message, outcome.memory_mib
+            )
+        )
+        self.give_up(node, f"{node.name} failed")
 
     def conclude(self, node: Node) -> None:
         """Let go what waits for a node that ended well, unless its gates forbid it."""
@@ -208,8 +259,16 @@ class Run:
         )
         for gate in failed:
             self.display.note(f"GATE FAILED {', '.join(node.devices)}: {gates.describe(gate)}")
-        lost = self.schedule.done(node.name, passed=not failed)
-        self.skip(lost, f"a gate of {node.name} failed")
+        if failed:
+            self.give_up(node, f"a gate of {node.name} failed")
+        else:
+            self.schedule.done(node.name)
+
+    def give_up(self, node: Node, why: str) -> None:
+        """Skip what needs a node that failed; without keep_going, start nothing more."""
+        self.skip(self.schedule.done(node.name, passed=False), why)
+        if not self.keep_going:
+            self.stopped_by = self.stopped_by or node.name
 
     def skip(self, nodes: list[Node], why: str) -> None:
         for node in nodes:
@@ -233,7 +292,19 @@ class Run:
         self.display.close()
 
 
-def make_task(checkout: Checkout, config: Config, plan: Plan, node: Node, ingredients: dict[str, Any]) -> Task:
+@dataclass(frozen=True)
+class Running:
+    """A node that has been given to the executor, and why it runs."""
+
+    node: Node
+    ingredients: dict[str, Any]
+    task: Task
+    why: str
+
+
+def make_task(
+    checkout: Checkout, config: Config, plan: Plan, node: Node, ingredients: dict[str, Any], needs: Needs
+) -> Task:
     """Return what a worker needs to run `node`, with its folders made."""
     project = checkout.project
     key = checkout.key_of(ingredients)
@@ -258,6 +329,8 @@ def make_task(checkout: Checkout, config: Config, plan: Plan, node: Node, ingred
         scratch=scratch,
         log=log,
         metrics=scratch.parent / "measurements.jsonl",
+        needs=needs,
+        local=bool(node.stage.sources),
     )
 
 
@@ -284,12 +357,16 @@ def drop_scratch(folder: Path) -> None:
 
 
 def make_executor(project: Project, config: Config, jobs: int | None) -> Executor:
-    """Return the executor that the configuration names: one of config.EXECUTORS, of which there is one so far."""
-    from pipelines.workers import LocalExecutor
+    """Return the executor that the configuration names."""
+    if isinstance(config.executor, RayConfig):
+        from pipelines.ray import RayExecutor
+
+        return RayExecutor(project, config.executor)
+    from pipelines.workers import LocalExecutor, free_memory
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     count = jobs or config.executor.jobs or cores or 1
-    return LocalExecutor(project.root, count)
+    return LocalExecutor(project.root, count, config.executor.memory_mib or free_memory())
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -15,10 +15,10 @@ from pipelines.digests import Digests, hash_json
 from pipelines.errors import StoreError
 from pipelines.keys import Keys
 from pipelines.ledger import Ledger, Record, read_record
-from pipelines.plan import Node
+from pipelines.plan import Node, Plan
 from pipelines.project import Project
 from pipelines.store import Store, storing, write_file
-from pipelines.tree import Tree, read_tree
+from pipelines.tree import Tree, read_tree, walk
 
 RUNNING = b"A build runs, or was killed.\n"  # in the lock's file; who finds it there cleans up after the one killed
 
@@ -143,6 +143,13 @@ class Checkout:
             return read_tree(folder, self.digests)
         except StoreError:
             return None
+
+    def input_size(self, node: Node, plan: Plan) -> int:
+        """Return the bytes of a node's inputs, those from outside among them."""
+        files = [path for key in node.stage.sources for path in self.keys.source_paths(node, key)]
+        folders = [self.project.root / plan.nodes[need].folder for need in node.inputs.values()]
+        files += [folder / name for folder in folders if folder.is_dir() for name in walk(folder)]
+        return sum(path.stat().st_size for path in files)
 
     def _note(self, node: Node, record: Record) -> None:
         path = self.project.root / node.record

@@ -26,11 +26,16 @@ COMMANDS = {
     "stage": "run one node alone (what dvc.yaml calls)",
 }
 WITH_NAME = {"explain": "NODE", "stage": "NODE", "verify": "PATH"}
+ONLY_FOR = {"jobs": ("build",), "keep_going": ("build",)}  # options that other commands have no use for
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command. Return 0: done and all gates pass; 1: a stage or a gate failed; 2: the configuration is wrong."""
-    signal.signal(signal.SIGTERM, stop)
+    """Run a command. Return 0: done and all gates pass; 1: a stage or a gate failed; 2: the configuration is wrong.
+
+    Stopped by SIGINT or SIGTERM it returns 130 or 143.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
     try:
         options = parse(sys.argv[1:] if arguments is None else arguments)
         project = find_project(
@@ -47,9 +52,9 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         print(f"tapeout: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         print("tapeout: stopped; what was finished is kept", file=sys.stderr)
-        return 130
+        return 128 + int(stopped.args[0] if stopped.args else signal.SIGINT)
 
 
 class Parser(argparse.ArgumentParser):
@@ -81,12 +86,24 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--project", default=".", metavar="DIR", help="the project, instead of the one around this folder"
     )
-    parser.add_argument("--jobs", type=int, metavar="N", help="worker processes; by default one a core")
+    parser.add_argument("--jobs", type=int, metavar="N", help="cores that the workers take together; by default all")
+    parser.add_argument(
+        "--keep-going",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="after a failure, finish all that does not need it; the default",
+    )
     options = parser.parse_intermixed_args(arguments)
     if options.command not in COMMANDS:
         hint = suggestion(options.command, COMMANDS, "commands")
         what = f"there is no command '{options.command}'" if options.command else "a command is needed"
         raise ConfigError(what, hint=hint)
+    for name, commands in ONLY_FOR.items():
+        if getattr(options, name) is not None and options.command not in commands:
+            raise ConfigError(
+                f"'tapeout {options.command}' has no use for --{name.replace('_', '-')}",
+                hint=f"it is for: {', '.join(commands)}",
+            )
     if options.jobs is not None and options.jobs < 1:
         raise ConfigError(f"--jobs {options.jobs}: at least one worker is needed")
     options.name = None
@@ -129,7 +146,7 @@ def run(options: argparse.Namespace, project: Project) -> int:
         summary = run_stage(project, config, plan, options.name, display)
         show_summary(options, summary)
     else:
-        summary, publisher = build(project, config, plan, display, options.jobs)
+        summary, publisher = build(project, config, plan, display, options.jobs, options.keep_going is not False)
         show_summary(options, summary)
         publish.finish(publisher, project, config, summary, display)
     return 0 if summary.passed else 1
@@ -207,8 +224,10 @@ def verify(project: Project, options: argparse.Namespace) -> int:
 
 
 def stop(number: int, frame: FrameType | None) -> None:
-    """Treat SIGTERM as Ctrl-C: workers are ended, what is finished is kept."""
-    raise KeyboardInterrupt
+    """Stop: workers are ended, what is finished is kept. Once is enough, and the end comes within seconds."""
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
+    raise KeyboardInterrupt(number)
 
 
 if __name__ == "__main__":

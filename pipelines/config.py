@@ -14,17 +14,38 @@ from pipelines.errors import ConfigError, PlanError, suggestion
 from pipelines.project import Project
 from pipelines.spec import PipelineSpec, read_pipeline
 
-EXECUTORS = ("local",)
 TRACKERS = ("mlflow", "none")
 RESERVED = ("build", "reference")  # folders of artifacts/, where a device's bundle lies under its name
 
 
 @dataclass
-class ExecutorConfig:
-    """kind: "local". jobs: worker processes, None for one a core."""
+class LocalConfig:
+    """Processes on this machine. jobs: how many, None for one a core. memory_mib: what they may take together, None for
+    what is free. retries: how often a node is tried again whose process was killed."""
 
     kind: str
     jobs: int | None
+    memory_mib: int | None
+    retries: int
+
+
+@dataclass
+class RayConfig:
+    """A Ray cluster. address: of a running one, None to start one here of `local_nodes` nodes.
+
+    store: "shared" where all machines see the project's folder under the same path, else the name of the DVC remote
+    through which artifacts move. retries: how often a node is tried again whose worker or machine was lost.
+    """
+
+    kind: str
+    address: str | None
+    local_nodes: int
+    store: str
+    retries: int
+
+
+EXECUTORS: Mapping[str, type] = {"local": LocalConfig, "ray": RayConfig}
+LOCAL = {"kind": "local", "jobs": None, "memory_mib": None, "retries": 1}
 
 
 @dataclass
@@ -44,7 +65,7 @@ class Config:
     devices: Mapping[str, dict[str, Any]]
     pipeline: PipelineSpec
     schemas: Mapping[str, type]
-    executor: ExecutorConfig
+    executor: LocalConfig | RayConfig
     tracking: TrackingConfig
     files: Mapping[str, Path]
     overrides: tuple[str, ...]
@@ -62,11 +83,8 @@ def load_config(project: Project, overrides: list[str]) -> Config:
     schemas = import_schemas(pipeline.schemas, named(project, files, "pipeline"))
     devices = check_devices(project, values.get("device") or {}, schemas.get("device"), overrides)
     files |= {f"device.{name}": file for name in devices if (file := find_file(project, "device", name))}
-    own: dict[str, type] = {"executor": ExecutorConfig, "tracking": TrackingConfig}
-    own_defaults = {
-        "executor": {"kind": "local", "jobs": None},
-        "tracking": {"kind": "none", "uri": "", "experiment": ""},
-    }
+    own_defaults = {"executor": LOCAL, "tracking": {"kind": "none", "uri": "", "experiment": ""}}
+    own: dict[str, type] = {"executor": executor_schema(values.get("executor", LOCAL)), "tracking": TrackingConfig}
     groups: dict[str, dict[str, Any]] = {}
     for group, value in {**own_defaults, **values}.items():
         if group in ("pipeline", "device"):
@@ -81,20 +99,27 @@ def load_config(project: Project, overrides: list[str]) -> Config:
         if kind not in kinds:
             where = origin(project, files, group, overrides)
             raise ConfigError(f"{where}: {group}.kind: there is no '{kind}'", hint=suggestion(kind, kinds, "kinds"))
-    jobs = groups["executor"]["jobs"]
-    if jobs is not None and jobs < 1:
-        where = origin(project, files, "executor", overrides)
-        raise ConfigError(f"{where}: executor.jobs is {jobs}", hint="at least one worker; null is one a core")
+    for key, least in (("jobs", 1), ("memory_mib", 1), ("local_nodes", 1), ("retries", 0)):
+        number = groups["executor"].get(key)
+        if number is not None and number < least:
+            where = origin(project, files, "executor", overrides)
+            raise ConfigError(f"{where}: executor.{key} is {number}", hint=f"it must be at least {least}")
     return Config(
         groups=groups,
         devices=devices,
         pipeline=pipeline,
         schemas=schemas,
-        executor=typed.build(groups["executor"], ExecutorConfig),
+        executor=typed.build(groups["executor"], own["executor"]),
         tracking=typed.build(groups["tracking"], TrackingConfig),
         files=files,
         overrides=tuple(overrides),
     )
+
+
+def executor_schema(value: Any) -> type:
+    """Return the dataclass of the executor's kind; of the local one where there is no such kind."""
+    kind = value.get("kind") if isinstance(value, Mapping) else None
+    return EXECUTORS.get(kind if isinstance(kind, str) else "local", LocalConfig)
 
 
 def check_devices(project: Project, value: Any, schema: type | None, overrides: list[str]) -> dict[str, dict[str, Any]]:

@@ -13,12 +13,21 @@ from pipelines.workspace import Event
 
 
 @dataclass(frozen=True)
+class Needs:
+    """What a task takes of a machine while it runs: processor cores, and memory in MiB."""
+
+    cpus: int = 1
+    memory_mib: int = 0
+
+
+@dataclass(frozen=True)
 class Task:
     """All that a process needs to run one node; it can be pickled.
 
     import_roots: folders to import from. schemas: name of the {group: dataclass} mapping, or None. config_group: the
     group of `config`. inputs: {parameter: artifact folder}. out, scratch: see Workspace. log: the file for what the
-    stage prints. metrics: the file that measurements are added to.
+    stage prints. metrics: the file that measurements are added to. local: it reads files from outside the store, so it
+    runs on the machine that the build was started on.
     """
 
     node: str
@@ -33,21 +42,30 @@ class Task:
     scratch: Path
     log: Path
     metrics: Path
+    needs: Needs
+    local: bool
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a task. error, hint: the message, where it failed."""
+    """What came of a task. error, hint: the message, where it failed. tail: the last lines of its log, worth showing.
+
+    lost: its process or machine went away, which says nothing of the task: it may be tried again. memory_mib: the most
+    that its process held, 0 where that is not known.
+    """
 
     node: str
     seconds: float
     error: str = ""
     hint: str = ""
+    tail: str = ""
+    lost: bool = False
+    memory_mib: int = 0
 
     @staticmethod
-    def of(node: str, seconds: float, error: TapeoutError) -> Outcome:
+    def of(node: str, seconds: float, error: TapeoutError, tail: str = "", lost: bool = False) -> Outcome:
         """Return the outcome of a task that failed with `error`."""
-        return Outcome(node, seconds, error.message, error.hint)
+        return Outcome(node, seconds, error.message, error.hint, tail, lost)
 
     @property
     def passed(self) -> bool:
@@ -63,13 +81,18 @@ class Report:
 
 
 class Executor(Protocol):
-    """Runs tasks somewhere: in local processes, or on a cluster."""
+    """Runs tasks somewhere: in local processes, or on a cluster.
 
-    def free(self) -> int:
-        """Return how many more tasks could start now."""
+    one_machine: whether all tasks share one machine's memory, so that a lost one is tried again alone.
+    """
+
+    one_machine: bool
+
+    def room(self, needs: Needs) -> bool:
+        """Say whether a task with these needs could start now. True where nothing runs, however much it needs."""
 
     def submit(self, task: Task) -> None:
-        """Start a task."""
+        """Start a task. Its `out` is empty; a second try of a lost task has another `out`."""
 
     def wait(self) -> list[Outcome | Report]:
         """Wait until something has happened, and return it. A lost process is an Outcome like another."""
@@ -86,18 +109,16 @@ class Schedule:
     waiting: dict[str, Node] = field(init=False)
     succeeded: set[str] = field(init=False, default_factory=set)
     failed: set[str] = field(init=False, default_factory=set)
-    started: set[str] = field(init=False, default_factory=set)
 
     def __post_init__(self) -> None:
         self.waiting = dict(self.plan.nodes)
+        self._place = {name: place for place, name in enumerate(self.waiting)}
         self._unmet = {name: set(node.inputs.values()) for name, node in self.waiting.items()}
         self._ready = [name for name, unmet in self._unmet.items() if not unmet]
 
     def ready(self) -> list[Node]:
         """Return the nodes that can start and have not been returned before, in the plan's order."""
-        order = list(self.plan.nodes)
-        names, self._ready = sorted(self._ready, key=order.index), []
-        self.started.update(names)
+        names, self._ready = sorted(self._ready, key=self._place.__getitem__), []
         return [self.waiting.pop(name) for name in names if name in self.waiting]
 
     def done(self, name: str, passed: bool = True) -> list[Node]:

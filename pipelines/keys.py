@@ -80,19 +80,22 @@ class Keys:
 
     def source_files(self, node: Node, key: str, names_in_project: bool = True) -> dict[str, str]:
         """Return {path: sha256} of an external input's files; paths are the project's, or relative to the input."""
+        base = source_path(self.project, node, key)
+        found: dict[str, str] = {}
+        for path in self.source_paths(node, key):
+            within = "" if path == base else path.relative_to(base).as_posix()
+            found[self.project.relative(path) if names_in_project else within] = self.digests.of(path).sha256
+        return found
+
+    def source_paths(self, node: Node, key: str) -> list[Path]:
+        """Return the files of an external input. Raises ConfigError where it is not there."""
         path, kind = source_path(self.project, node, key), node.stage.sources[key]
         if not (path.is_file() if kind == "file" else path.is_dir()):
             raise missing_source(node, key, path, "file" if kind == "file" else "folder")
         if kind == "file":
-            return {self.project.relative(path) if names_in_project else "": self.digests.of(path).sha256}
+            return [path]
         patterns = ("**/*",) if kind == "folder" else tuple(kind)
-        found = sorted({each for pattern in patterns for each in path.glob(pattern) if each.is_file()})
-        return {
-            self.project.relative(each) if names_in_project else each.relative_to(path).as_posix(): self.digests.of(
-                each
-            ).sha256
-            for each in found
-        }
+        return sorted({each for pattern in patterns for each in path.glob(pattern) if each.is_file()})
 
     def reads(self, node: Node) -> dict[str, Path]:
         """Return {path relative to the project: file} of what the stage declares to read."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,17 @@ class Plan:
     nodes: Mapping[str, Node]
     devices: tuple[str, ...]
 
-    def needed_by(self, name: str) -> Iterator[Node]:
-        """Yield the nodes that need the node `name` directly."""
-        return (node for node in self.nodes.values() if name in node.inputs.values())
+    def needed_by(self, name: str) -> list[Node]:
+        """Return the nodes that need the node `name` directly."""
+        return self._needed_by.get(name, [])
+
+    @cached_property
+    def _needed_by(self) -> dict[str, list[Node]]:
+        found: dict[str, list[Node]] = {}
+        for node in self.nodes.values():
+            for need in dict.fromkeys(node.inputs.values()):
+                found.setdefault(need, []).append(node)
+        return found
 
     def node(self, name: str) -> Node:
         """Return the node called `name`. Raises PlanError."""

@@ -19,7 +19,20 @@ KINDS: Mapping[str, tuple[type, str]] = {
     "check": (str, "package.module.function"),
     "gates": (str, "the name of a file"),
     "bundle": (bool, "true or false"),
+    "resources": (Mapping, "a mapping with some of cpus, memory_mib and memory_per_input"),
 }
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a stage takes while it runs; it changes no result.
+
+    cpus: cores. memory_mib: its peak beside what grows with its inputs, which is memory_per_input bytes a byte of them.
+    """
+
+    cpus: int = 1
+    memory_mib: int = 0
+    memory_per_input: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -38,6 +51,7 @@ class StageSpec:
     check          a light function(config, device), called at plan time, that raises ConfigError
     gates          the file of its artifact that holds gates; one that failed keeps what needs this stage from running
     bundle         whether it makes a device's bundle, which lies at artifacts/<device>/
+    resources      what it takes while it runs
     """
 
     name: str
@@ -53,6 +67,7 @@ class StageSpec:
     check: str | None = None
     gates: str | None = None
     bundle: bool = False
+    resources: Resources = Resources()
 
     @property
     def module(self) -> str:
@@ -107,14 +122,26 @@ def read_stage(name: str, value: Any, where: str) -> StageSpec:
     if value.get("bundle") and not value.get("per"):
         raise PlanError(f"{where} makes bundles, one for each device", hint="give it `per: device`")
     frozen = {key: freeze(each) for key, each in value.items() if each is not None}
-    return StageSpec(name=name, **frozen)
+    resources = read_resources(frozen.pop("resources", {}), where)
+    return StageSpec(name=name, resources=resources, **frozen)
+
+
+def read_resources(value: Mapping[str, Any], where: str) -> Resources:
+    """Return what a stage says that it takes. Raises PlanError."""
+    refuse_unknown(value, {each.name for each in fields(Resources)}, f"{where}: resources")
+    for key, least in (("cpus", 1), ("memory_mib", 0), ("memory_per_input", 0)):
+        each = value.get(key, least)
+        whole = isinstance(each, int) or (key == "memory_per_input" and isinstance(each, float))
+        if isinstance(each, bool) or not whole or each < least:
+            raise PlanError(f"{where}: resources.{key} is {each!r}, and must be a number from {least}")
+    return Resources(**value)
 
 
 def holds_names(key: str, value: Any) -> bool:
     """Say whether a list or mapping of a stage holds what it should: names and, under `reads`, relative patterns."""
     if isinstance(value, list):
         return all(isinstance(each, str) and each and not (key == "reads" and each.startswith("/")) for each in value)
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and key != "resources":
         return all(
             (isinstance(each, str) and (key != "sources" or each in ("file", "folder")))
             or (key == "sources" and isinstance(each, list) and holds_names("", each))

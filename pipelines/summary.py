@@ -12,7 +12,7 @@ from pipelines.plan import Node
 
 @dataclass
 class NodeSummary:
-    """status: built, cached, failed or skipped. device: None where all devices share it."""
+    """status: built, cached, failed or skipped. device: None where all devices share it. memory_mib: its peak."""
 
     name: str
     stage: str
@@ -25,6 +25,7 @@ class NodeSummary:
     size: int = 0
     why: str = ""
     error: str = ""
+    memory_mib: int = 0
 
 
 @dataclass
@@ -55,6 +56,7 @@ class Summary:
         key: str | None = None,
         why: str = "",
         error: str = "",
+        memory_mib: int = 0,
     ) -> NodeSummary:
         """Note how a node ended."""
         own = node.stage.per and (node.stage.bundle or set(node.devices) != set(all_devices))
@@ -70,6 +72,7 @@ class Summary:
             size=record.tree.size if record else 0,
             why=why,
             error=error,
+            memory_mib=memory_mib,
         )
         self.nodes.append(entry)
         if record and node.stage.bundle:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import dataclasses
 import importlib
 import inspect
@@ -22,12 +24,17 @@ from pipelines.errors import StageError, TapeoutError
 from pipelines.execute import Outcome, Report, Task
 from pipelines.workspace import Event, Log, Metric, Workspace
 
+SHOWN = 12  # lines of a failed node's log
+PR_SET_PDEATHSIG = 1  # Linux: the signal that a process gets when its parent ends
+
 
 def main() -> None:
     """Run tasks as they come down the line, until it is closed."""
     descriptor = int(sys.argv[1])
     os.set_inheritable(descriptor, False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     threading.Thread(target=leave_with_parent, args=(os.getppid(),), daemon=True).start()
     with Connection(descriptor) as line:
         while True:
@@ -41,7 +48,8 @@ def main() -> None:
 def run(task: Task, line: Connection) -> Outcome:
     """Run a task with everything that it prints in its log."""
     started = time.monotonic()
-    error = hint = ""
+    error = hint = tail = ""
+    forget_peak()
     try:
         log = open(task.log, "w", encoding="utf-8")  # noqa: SIM115 (closed below)
     except OSError as refused:
@@ -52,15 +60,41 @@ def run(task: Task, line: Connection) -> Outcome:
         try:
             invoke(task, workspace(task, line))
         except TapeoutError as found:
-            error, hint = found.message, found.hint
+            error, hint, tail = found.message, found.hint, log_tail(task.log)
             traceback.print_exc()
         except BaseException as found:
             error = f"{task.run} failed: {type(found).__name__}: {found}"
-            hint = f"the traceback is in {task.log}"
             traceback.print_exc()
+            tail = log_tail(task.log)
         sys.stdout.flush()
         sys.stderr.flush()
-    return Outcome(task.node, time.monotonic() - started, error, hint)
+    return Outcome(task.node, time.monotonic() - started, error, hint, tail, memory_mib=peak_memory())
+
+
+def log_tail(log: Path) -> str:
+    """Return the last lines of a node's log, and where the whole of it is; "" where it says nothing."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    except OSError:
+        return ""
+    return "\n".join([f"the end of its log, {log}:", *(f"| {line}" for line in lines[-SHOWN:])]) if lines else ""
+
+
+def forget_peak() -> None:
+    """Let the kernel measure this process's peak memory anew, where it can."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory() -> int:
+    """Return the peak of this process's resident memory in MiB: since `forget_peak`, or ever."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) >> 10
+    return 0
 
 
 def invoke(task: Task, work: Workspace) -> None:
@@ -155,7 +189,7 @@ def workspace(task: Task, line: Connection) -> Workspace:
 
 
 def leave_with_parent(parent: int) -> None:
-    """End this process when the build that started it is gone."""
+    """End this process when the build that started it is gone; at once where the kernel sees to it."""
     while os.getppid() == parent:
         time.sleep(1.0)
     os._exit(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -14,7 +15,8 @@ from pathlib import Path
 
 import pipelines
 from pipelines.errors import WorkerError
-from pipelines.execute import Outcome, Report, Task
+from pipelines.execute import Needs, Outcome, Report, Task
+from pipelines.worker import log_tail
 
 # What the bytes of a result must not depend on: threads, hash seeds, time zones, vector widths.
 ENVIRONMENT = {
@@ -47,15 +49,21 @@ class Worker:
 
 
 class LocalExecutor:
-    """As many processes as `jobs`, in `root`."""
+    """Processes in `root` that together take up to `jobs` cores and `memory_mib`."""
 
-    def __init__(self, root: Path, jobs: int) -> None:
+    one_machine = True
+
+    def __init__(self, root: Path, jobs: int, memory_mib: int) -> None:
         self.root = root
         self.jobs = jobs
+        self.memory_mib = memory_mib
         self.workers: list[Worker] = []
 
-    def free(self) -> int:
-        return self.jobs - sum(worker.task is not None for worker in self.workers)
+    def room(self, needs: Needs) -> bool:
+        running = [worker.task.needs for worker in self.workers if worker.task is not None]
+        cpus = sum(each.cpus for each in running)
+        memory = sum(each.memory_mib for each in running)
+        return not running or (cpus + needs.cpus <= self.jobs and memory + needs.memory_mib <= self.memory_mib)
 
     def submit(self, task: Task) -> None:
         idle = [worker for worker in self.workers if worker.task is None]
@@ -124,12 +132,23 @@ class LocalExecutor:
         if worker.task is None:
             return []
         how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-        error = WorkerError(
-            f"{worker.task.node}: its worker process {how}",
-            hint=f"if memory ran out, build with --jobs 1; its log: {worker.task.log}",
-        )
-        return [Outcome.of(worker.task.node, time.monotonic() - worker.since, error)]
+        error = WorkerError(f"{worker.task.node}: its worker process {how}", hint="if memory ran out: --jobs 1")
+        seconds = time.monotonic() - worker.since
+        return [Outcome.of(worker.task.node, seconds, error, log_tail(worker.task.log), lost=True)]
 
     def _forget(self, worker: Worker) -> None:
         worker.line.close()
         self.workers.remove(worker)
+
+
+def free_memory() -> int:
+    """Return how much memory new processes could take, in MiB: of the machine, or of the control group around us."""
+    free = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                free.append(int(line.split()[1]) << 10)
+    with contextlib.suppress(OSError, ValueError):
+        group = Path("/sys/fs/cgroup")
+        free.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    return max(min(free), 0) >> 20

@@ -221,7 +221,7 @@ def test_scratch_outlives_a_kill(toy: Toy) -> None:
         "    seen = work.scratch / 'seen'\n    if not seen.exists():\n"
         "        seen.touch()\n        import os; os.kill(os.getpid(), 9)",
     )
-    assert toy.build().status == 1
+    assert toy.build("executor.retries=0").status == 1
     assert toy.build().status == 0
     assert not list((toy.root / ".tapeout/scratch").glob("*"))
 
@@ -267,7 +267,7 @@ def test_what_a_stage_measures_again_counts_once(toy: Toy) -> None:
         "    seen = work.scratch / 'seen'\n    if not seen.exists():\n"
         '        seen.touch()\n        import os; os.kill(os.getpid(), 9)\n    (work.out / "codes',
     )
-    assert toy.build("pipeline=pair").status == 1
+    assert toy.build("pipeline=pair", "executor.retries=0").status == 1
     measured = toy.build("pipeline=pair").summary["measurements"]["quantize"]
     assert [(each["step"], each["value"]) for each in measured] == [(0, 1.0), (1, 0.5), (2, 1 / 3)]
 

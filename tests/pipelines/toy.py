@@ -55,7 +55,7 @@ stages:
     "conf/quantize/int4.yaml": "bits: 4\ngroup_size: 32\n",
     "conf/quantize/int8.yaml": "bits: 8\ngroup_size: 32\n",
     "conf/validate/default.yaml": "bound: 0.5\nnoise: 0.0\n",
-    "conf/executor/local.yaml": "kind: local\njobs: 1\n",
+    "conf/executor/local.yaml": "kind: local\njobs: 1\nmemory_mib: null\nretries: 1\n",
     "conf/tracking/none.yaml": "kind: none\nuri: ''\nexperiment: ''\n",
     "conf/tracking/mlflow.yaml": "kind: mlflow\nuri: sqlite:///mlflow.db\nexperiment: toy\n",
     "data/model/weights.txt": "0.25 0.5\n",
@@ -206,11 +206,13 @@ class Toy:
         """Run `tapeout`: in this process, which saves imports, unless it needs another environment."""
         if env is not None:
             return self.call(sys.executable, "-m", "pipelines.cli", *words, env=env)
-        out, err, paths, handler = io.StringIO(), io.StringIO(), list(sys.path), signal.getsignal(signal.SIGTERM)
+        out, err, paths = io.StringIO(), io.StringIO(), list(sys.path)
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         with contextlib.chdir(self.root), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             status = main(list(words))
         sys.path[:] = paths
-        signal.signal(signal.SIGTERM, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         for name in [name for name in sys.modules if name.partition(".")[0] in ("toystages", "mystages")]:
             del sys.modules[name]
         importlib.invalidate_caches()
