@@ -20,9 +20,9 @@ from pipelines.display import Display
 from pipelines.errors import GateError, StageError
 from pipelines.execute import Executor, Needs, Outcome, Schedule, Task
 from pipelines.explain import reason
+from pipelines.files import storing
 from pipelines.plan import Node, Plan
 from pipelines.project import Project
-from pipelines.store import storing
 from pipelines.summary import Summary
 
 SCRATCHES = 3  # unfinished states kept of a node, this one's included; each may be as large as a checkpoint

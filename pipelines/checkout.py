@@ -13,11 +13,12 @@ from typing import Any
 
 from pipelines.digests import Digests, hash_json
 from pipelines.errors import StoreError
+from pipelines.files import storing, write_file
 from pipelines.keys import Keys
 from pipelines.ledger import Ledger, Record, read_record
 from pipelines.plan import Node, Plan
 from pipelines.project import Project
-from pipelines.store import Store, storing, write_file
+from pipelines.store import Store
 from pipelines.tree import Tree, read_tree, walk
 
 RUNNING = b"A build runs, or was killed.\n"  # in the lock's file; who finds it there cleans up after the one killed

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.digests import hash_json
-from pipelines.store import write_file
+from pipelines.files import write_file
 from pipelines.tree import Tree
 
 

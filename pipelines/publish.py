@@ -18,8 +18,8 @@ from typing import Any
 import pipelines
 from pipelines.config import Config
 from pipelines.display import Display
+from pipelines.files import storing, write_file
 from pipelines.project import Project
-from pipelines.store import storing, write_file
 from pipelines.summary import Summary
 
 PATIENCE = 120.0  # s that a finished build waits for MLflow

@@ -15,9 +15,9 @@ from typing import Any
 from pipelines.checkout import Checkout
 from pipelines.config import Config
 from pipelines.digests import FileDigest, hash_bytes, hash_json
+from pipelines.files import write_file
 from pipelines.ledger import Record
 from pipelines.plan import Node, Plan
-from pipelines.store import write_file
 from pipelines.summary import Summary
 
 HEADER = "# Written by `tapeout build` for the plan that it built last; conf/ is where to change it.\n"

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import ConfigError
+from pipelines.files import write_file
 from pipelines.gates import describe
 from pipelines.project import Project
-from pipelines.store import write_file
 from pipelines.tables import mebibytes, number, percent
 
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:#1b1b1b}

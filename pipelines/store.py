@@ -7,7 +7,6 @@ again, and dropped when it is not what it should be.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
 import shutil
@@ -16,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pipelines.digests import Digests, FileDigest, hash_bytes
-from pipelines.errors import StoreError
+from pipelines.files import storing
 from pipelines.tree import Tree
 
 FICLONE = 0x40049409  # Linux: share the blocks of another file, copy on write
@@ -138,23 +137,6 @@ class Store:
         self.digests.learn(target, digest)
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Write a file so that it is seen whole or not at all. Raises StoreError."""
-    with storing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-        try:
-            with open(aside, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(aside, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                aside.unlink(missing_ok=True)
-            raise
-
-
 def clone(source: Path, target: Path) -> None:
     """Copy a file, sharing its blocks where the file system can (never its inode: an edit must not reach the store)."""
     with open(source, "rb") as reader, open(target, "wb") as writer:
@@ -162,22 +144,3 @@ def clone(source: Path, target: Path) -> None:
             fcntl.ioctl(writer.fileno(), FICLONE, reader.fileno())
         except OSError:
             shutil.copyfileobj(reader, writer, 1 << 20)
-
-
-@contextlib.contextmanager
-def storing(path: Path) -> Iterator[None]:
-    """Turn the file system's refusals into StoreError."""
-    try:
-        yield
-    except OSError as error:
-        hint = {
-            errno.ENOSPC: "free some disk space and build again; what was finished is kept",
-            errno.EDQUOT: "free some disk space and build again; what was finished is kept",
-            errno.EACCES: "make the folder writable and build again",
-            errno.EPERM: "make the folder writable and build again",
-            errno.EROFS: "the file system is read-only; build in a copy of the project that can be written",
-            errno.EEXIST: "a file lies where a folder is needed: move it away and build again",
-            errno.ENOTDIR: "a file lies where a folder is needed: move it away and build again",
-            errno.EISDIR: "a folder lies where a file is needed: move it away and build again",
-        }.get(error.errno or 0, "")
-        raise StoreError(f"{error.filename or path} cannot be written: {error.strerror}", hint=hint) from error

@@ -6,7 +6,8 @@ import pytest
 
 from pipelines.digests import Digests, hash_bytes
 from pipelines.errors import StoreError
-from pipelines.store import Store, write_file
+from pipelines.files import write_file
+from pipelines.store import Store
 from pipelines.tree import Tree, read_tree
 
 CONTENTS = {"a.bin": b"alpha", "deep/b.bin": b"beta", "deep/er/c.txt": b"", "same.bin": b"alpha"}
