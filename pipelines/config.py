@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipelines import typed
+from pipelines.digests import hash_json
 from pipelines.errors import ConfigError, PlanError, suggestion
 from pipelines.project import Project
+from pipelines.remembered import recall, remember, shape
 from pipelines.spec import PipelineSpec, read_pipeline
 
 TRACKERS = ("mlflow", "none")
@@ -59,10 +61,14 @@ class TrackingConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """groups: every group's resolved values. devices: profiles by name. files: {group or device.NAME: YAML file}."""
+    """groups: every group's resolved values. devices: profiles by name. files: {group or device.NAME: YAML file}.
+
+    departures: {device: {group: values}} where a device's overrides make a group's values other ones for it.
+    """
 
     groups: Mapping[str, dict[str, Any]]
     devices: Mapping[str, dict[str, Any]]
+    departures: Mapping[str, Mapping[str, dict[str, Any]]]
     pipeline: PipelineSpec
     schemas: Mapping[str, type]
     executor: LocalConfig | RayConfig
@@ -73,16 +79,29 @@ class Config:
 
 def load_config(project: Project, overrides: list[str]) -> Config:
     """Compose conf/ with `overrides` (Hydra's grammar) and check every key. Raises ConfigError."""
+    known = recall(project, overrides)
+    if known is not None and known["shapes"] == shapes_of(import_schemas(known["schemas"], "pipeline")):
+        return make_config(project, known, overrides)
     from pipelines.compose import compose
 
     values, choices = compose(project, overrides)
-    files = {group: file for group, choice in choices.items() if (file := find_file(project, group, choice))}
-    files["config"] = project.conf / "config.yaml"
+    checked = check_values(project, values, choices, overrides)
+    remember(project, overrides, checked)
+    return make_config(project, checked, overrides)
+
+
+def check_values(
+    project: Project, values: Mapping[str, Any], choices: Mapping[str, str], overrides: list[str]
+) -> dict[str, Any]:
+    """Return a resolved configuration in its normal form, which JSON can hold. Raises ConfigError.
+
+    values: all groups. choices: {group: the name of its file}, as far as it has one.
+    """
+    files = files_of(project, choices, values.get("device") or {})
     refuse_strangers(project, values)
     pipeline = read_pipeline(values.get("pipeline"), named(project, files, "pipeline"))
     schemas = import_schemas(pipeline.schemas, named(project, files, "pipeline"))
     devices = check_devices(project, values.get("device") or {}, schemas.get("device"), overrides)
-    files |= {f"device.{name}": file for name in devices if (file := find_file(project, "device", name))}
     own_defaults = {"executor": LOCAL, "tracking": {"kind": "none", "uri": "", "experiment": ""}}
     own: dict[str, type] = {"executor": executor_schema(values.get("executor", LOCAL)), "tracking": TrackingConfig}
     groups: dict[str, dict[str, Any]] = {}
@@ -104,16 +123,85 @@ def load_config(project: Project, overrides: list[str]) -> Config:
         if number is not None and number < least:
             where = origin(project, files, "executor", overrides)
             raise ConfigError(f"{where}: executor.{key} is {number}", hint=f"it must be at least {least}")
+    check_overrides(pipeline, groups, devices)
+    departures = {name: departures_of(project, groups, schemas, name, profile) for name, profile in devices.items()}
+    return {
+        "choices": dict(choices),
+        "departures": departures,
+        "devices": devices,
+        "groups": groups,
+        "pipeline": values["pipeline"],
+        "schemas": pipeline.schemas,
+        "shapes": shapes_of(schemas),
+    }
+
+
+def check_overrides(pipeline: PipelineSpec, groups: Mapping[str, Any], devices: Mapping[str, dict[str, Any]]) -> None:
+    """Raise PlanError for a device's override that no stage would see: each stage per device sees its own group's."""
+    seen = {stage.config for stage in pipeline.stages.values() if stage.per and stage.config}
+    for device, profile in devices.items():
+        overrides = profile.get("overrides") or {}
+        if not isinstance(overrides, Mapping):
+            raise PlanError(
+                f"device {device}: overrides is {overrides!r}", hint="it maps groups to values: {GROUP: {KEY: VALUE}}"
+            )
+        for name, values in overrides.items():
+            if name not in groups:
+                hint = suggestion(name, groups, "groups")
+                raise PlanError(f"device {device}: overrides: there is no group '{name}'", hint=hint)
+            if seen and name not in seen:
+                raise PlanError(
+                    f"device {device}: overrides.{name}: no stage that is per device uses {name}",
+                    hint=f"a device can override: {', '.join(sorted(map(str, seen)))}",
+                )
+            if not isinstance(values, Mapping):
+                raise PlanError(
+                    f"device {device}: overrides.{name} is {values!r}, and must be a mapping",
+                    hint=f"name the keys: +device.{device}.overrides.{name}.KEY=VALUE",
+                )
+
+
+def departures_of(
+    project: Project, groups: Mapping[str, dict[str, Any]], schemas: Mapping[str, type], device: str, profile: Any
+) -> dict[str, dict[str, Any]]:
+    """Return {group: its values with the device's own overrides in them}. Raises ConfigError."""
+    file = find_file(project, "device", device)
+    where = project.relative(file) if file else f"device {device}"
+    found = {}
+    for group, values in (profile.get("overrides") or {}).items():
+        merged = {**groups[group], **values}
+        schema = schemas.get(group)
+        found[group] = typed.check(f"{where}: overrides", group, merged, schema) if schema else merged
+    return found
+
+
+def make_config(project: Project, checked: Mapping[str, Any], overrides: list[str]) -> Config:
+    """Return the configuration that `check_values` has returned, with its types."""
+    files = files_of(project, checked["choices"], checked["devices"])
+    pipeline = read_pipeline(checked["pipeline"], named(project, files, "pipeline"))
     return Config(
-        groups=groups,
-        devices=devices,
+        groups=checked["groups"],
+        devices=checked["devices"],
+        departures=checked["departures"],
         pipeline=pipeline,
-        schemas=schemas,
-        executor=typed.build(groups["executor"], own["executor"]),
-        tracking=typed.build(groups["tracking"], TrackingConfig),
+        schemas=import_schemas(pipeline.schemas, named(project, files, "pipeline")),
+        executor=typed.build(checked["groups"]["executor"], executor_schema(checked["groups"]["executor"])),
+        tracking=typed.build(checked["groups"]["tracking"], TrackingConfig),
         files=files,
         overrides=tuple(overrides),
     )
+
+
+def files_of(project: Project, choices: Mapping[str, str], devices: Iterable[str]) -> dict[str, Path]:
+    """Return {group or device.NAME: YAML file}, for those that have one."""
+    files = {group: file for group, choice in choices.items() if (file := find_file(project, group, choice))}
+    files["config"] = project.conf / "config.yaml"
+    return files | {f"device.{name}": file for name in devices if (file := find_file(project, "device", name))}
+
+
+def shapes_of(schemas: Mapping[str, type]) -> str:
+    """Return the digest of the types that groups are checked against."""
+    return hash_json({group: shape(schema) for group, schema in schemas.items()})
 
 
 def executor_schema(value: Any) -> type:

@@ -7,15 +7,13 @@ of its inputs, of external inputs and of other project files that it declares. W
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Iterable, Mapping
-from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from pipelines.digests import Digests, hash_json
 from pipelines.errors import ConfigError, PlanError, nearest, suggestion
+from pipelines.libraries import version
 from pipelines.plan import Node, source_path
 from pipelines.project import Project
 from pipelines.sources import Sources
@@ -101,19 +99,6 @@ class Keys:
         """Return {path relative to the project: file} of what the stage declares to read."""
         found = {each for pattern in node.stage.reads for each in self.project.root.glob(pattern) if each.is_file()}
         return {self.project.relative(each): each for each in sorted(found)}
-
-
-@cache
-def version(library: str, stage: str) -> str:
-    """Return the installed version of a distribution, or of the interpreter for "python"."""
-    if library == "python":
-        return platform.python_version()
-    try:
-        return metadata.version(library)
-    except (metadata.PackageNotFoundError, ValueError) as error:  # ValueError: no name at all
-        raise ConfigError(
-            f"stage {stage}: library '{library}' is not installed", hint=f"install it: pip install {library}"
-        ) from error
 
 
 def missing_source(node: Node, key: str, path: Path, kind: str) -> ConfigError:

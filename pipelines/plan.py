@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import typed
-from pipelines.config import Config, find_file, import_name
+from pipelines.config import Config, import_name
 from pipelines.digests import hash_json
 from pipelines.errors import PlanError, suggestion
 from pipelines.project import Project
@@ -70,7 +70,6 @@ def make_plan(project: Project, config: Config) -> Plan:
     devices = tuple(config.devices)
     if not devices and any(stage.per for stage in config.pipeline.stages.values()):
         raise PlanError("no device is chosen", hint="choose some: device=[NAME,...]; conf/device holds their profiles")
-    check_overrides(config)
     nodes: dict[str, Node] = {}
     made: dict[tuple[str, str | None], str] = {}  # (stage, device) -> node
     for stage in config.pipeline.stages.values():
@@ -88,7 +87,7 @@ def make_plan(project: Project, config: Config) -> Plan:
                 name,
                 stage,
                 group,
-                config_of(project, config, stage, first),
+                config_of(config, stage, first),
                 slice_of(config, stage, first),
                 needs,
                 folder,
@@ -114,31 +113,17 @@ def sharing(
             device if stage.bundle else None,
             inputs,
             slice_of(config, stage, device),
-            overrides_of(config, stage, device),
+            config_of(config, stage, device),
         ]
         groups.setdefault(hash_json(mark), []).append(device)
     return [tuple(group) for group in groups.values()]
 
 
-def config_of(project: Project, config: Config, stage: StageSpec, device: str | None) -> dict[str, Any] | None:
+def config_of(config: Config, stage: StageSpec, device: str | None) -> dict[str, Any] | None:
     """Return the stage's slice of the configuration, with the device's own overrides in it."""
     if stage.config is None:
         return None
-    value = config.groups[stage.config]
-    overrides = overrides_of(config, stage, device)
-    if not overrides:
-        return value
-    file = find_file(project, "device", str(device))
-    where = project.relative(file) if file else f"device {device}"
-    merged = {**value, **overrides}
-    schema = config.schemas.get(stage.config)
-    return typed.check(f"{where}: overrides", stage.config, merged, schema) if schema else merged
-
-
-def overrides_of(config: Config, stage: StageSpec, device: str | None) -> dict[str, Any]:
-    """Return what the device's profile changes in the stage's group."""
-    overrides = config.devices.get(device or "", {}).get("overrides") or {}
-    return dict(overrides.get(stage.config or "") or {})
+    return config.departures.get(device or "", {}).get(stage.config) or config.groups[stage.config]
 
 
 def slice_of(config: Config, stage: StageSpec, device: str | None) -> dict[str, Any] | None:
@@ -166,31 +151,6 @@ def check_stage(project: Project, config: Config, stage: StageSpec) -> None:
                 raise PlanError(
                     f"{where}: stage {stage.name}: device_fields: {device} has no '{field}'",
                     hint=suggestion(field, profile, "it has"),
-                )
-
-
-def check_overrides(config: Config) -> None:
-    """Raise PlanError for a device's override that no stage would see: each stage per device sees its own group's."""
-    seen = {stage.config for stage in config.pipeline.stages.values() if stage.per and stage.config}
-    for device, profile in config.devices.items():
-        overrides = profile.get("overrides") or {}
-        if not isinstance(overrides, Mapping):
-            raise PlanError(
-                f"device {device}: overrides is {overrides!r}", hint="it maps groups to values: {GROUP: {KEY: VALUE}}"
-            )
-        for name, values in overrides.items():
-            if name not in config.groups:
-                hint = suggestion(name, config.groups, "groups")
-                raise PlanError(f"device {device}: overrides: there is no group '{name}'", hint=hint)
-            if seen and name not in seen:
-                raise PlanError(
-                    f"device {device}: overrides.{name}: no stage that is per device uses {name}",
-                    hint=f"a device can override: {', '.join(sorted(map(str, seen)))}",
-                )
-            if not isinstance(values, Mapping):
-                raise PlanError(
-                    f"device {device}: overrides.{name} is {values!r}, and must be a mapping",
-                    hint=f"name the keys: +device.{device}.overrides.{name}.KEY=VALUE",
                 )
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import types
+import typing
 from collections.abc import Mapping
+from enum import Enum
+from pathlib import Path
 from typing import Any
-
-from omegaconf import OmegaConf
-from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException, ValidationError
 
 from pipelines.errors import ConfigError, suggestion
 
@@ -18,6 +19,9 @@ def check(where: str, group: str, value: Mapping[str, Any], schema: type) -> dic
 
     where: the file that the group came from, for messages. Raises ConfigError for unknown, missing and ill-typed keys.
     """
+    from omegaconf import OmegaConf  # heavy for a start-up that often does without
+    from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException, ValidationError
+
     try:
         typed = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(dict(value)))
         missing = sorted(OmegaConf.missing_keys(typed))
@@ -58,16 +62,32 @@ def finite(where: str, key: str, value: Any) -> Any:
 
 def build(value: Mapping[str, Any], schema: type) -> Any:
     """Return `schema`'s instance for a value that `check` has returned."""
-    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(dict(value))))
+    return schema(**build_part(value, schema))
 
 
 def build_part(value: Mapping[str, Any], schema: type) -> dict[str, Any]:
     """Return the fields in `value` as `schema`'s instance would have them, without those that are not in `value`."""
-    typed: Any = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(dict(value)))
-    return {
-        str(name): OmegaConf.to_object(typed[name]) if OmegaConf.is_config(typed[name]) else typed[name]
-        for name in value
-    }
+    hints = typing.get_type_hints(schema)
+    return {name: of_type(each, hints[name]) for name, each in value.items()}
+
+
+def of_type(value: Any, kind: Any) -> Any:
+    """Return a checked value as its declared type has it: an Enum's member, a dataclass, a tuple, a path."""
+    if value is None:
+        return None
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        kind = next((each for each in typing.get_args(kind) if each is not type(None)), Any)
+    arguments = typing.get_args(kind)
+    if isinstance(value, Mapping) and dataclasses.is_dataclass(kind):
+        return build(value, typing.cast(type, kind))
+    if isinstance(value, Mapping):
+        return {key: of_type(each, arguments[1] if len(arguments) == 2 else Any) for key, each in value.items()}
+    if isinstance(value, list):
+        items = [of_type(each, arguments[0] if arguments else Any) for each in value]
+        return tuple(items) if typing.get_origin(kind) is tuple else items
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return kind[value]
+    return kind(value) if kind in (Path, float) else value
 
 
 def unknown_key(where: str, group: str, key: str, schema: type) -> ConfigError:
@@ -80,6 +100,8 @@ def unknown_key(where: str, group: str, key: str, schema: type) -> ConfigError:
 
 def reachable(schema: type) -> list[Any]:
     """Return `schema` and the dataclasses among the types of its fields, one level down."""
+    from omegaconf import OmegaConf
+
     found: list[Any] = [schema]
     hints = OmegaConf.structured(schema)
     for field in dataclasses.fields(schema):

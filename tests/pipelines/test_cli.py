@@ -15,7 +15,7 @@ def test_the_command_line_imports_nothing_heavy(built: Toy) -> None:
         done = built.call(sys.executable, "-X", "importtime", "-m", "pipelines.cli", command)
         assert done.status == 0
         imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.err.splitlines() if "|" in line}
-        assert "hydra" in imported
+        assert "argparse" in imported  # it has looked at the right lines
         assert not imported & set(HEAVY)
 
 

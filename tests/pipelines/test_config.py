@@ -61,7 +61,7 @@ MISTAKES = [
     ("+device.phone.overrides.quantize=5", ["overrides.quantize is 5", "+device.phone.overrides.quantize.KEY=VALUE"]),
     ("device.phone.overrides=5", ["device.phone"]),
     ("tracking.kind=mlfow", ["tracking.kind=mlfow", "did you mean 'mlflow'?", "mlflow, none"]),
-    ("executor.kind=ray", ["unknown key 'jobs'"]),
+    ("executor.kind=ray", ["unknown key executor.jobs"]),
     ("executor.jobs=-1", ["executor.jobs is -1", "at least 1"]),
     ("executor.jobs=0", ["executor.jobs is 0"]),
     ("+device.build={name: build, runtime: a, budget: 1, overrides: {}}", ["artifacts/build is kept"]),
