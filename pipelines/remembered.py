@@ -58,7 +58,7 @@ def mark_of(project: Project, overrides: list[str]) -> str | None:
         return None
     files: dict[str, str] = {}
     for place, folder in enumerate((project.conf, *project.config_dirs)):
-        for base, folders, names in os.walk(folder, followlinks=True):
+        for base, _, names in os.walk(folder, followlinks=True):
             where = f"{place}:{os.path.relpath(base, folder)}"
             files[where] = ""
             for name in names:
