@@ -26,7 +26,11 @@ COMMANDS = {
     "stage": "run one node alone (what dvc.yaml calls)",
 }
 WITH_NAME = {"explain": "NODE", "stage": "NODE", "verify": "PATH"}
-ONLY_FOR = {"jobs": ("build",), "keep_going": ("build",)}  # options that other commands have no use for
+ONLY_FOR = {
+    "jobs": ("build",),
+    "keep_going": ("build",),
+    "multirun": ("build",),
+}  # options that other commands have no use for
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -93,6 +97,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         default=None,
         help="after a failure, finish all that does not need it; the default",
     )
+    parser.add_argument(
+        "-m",
+        "--multirun",
+        action="store_true",
+        default=None,
+        help="Hydra's sweeps: build each combination of quantize=int4,int8 quantize.bits=range(3,9) and the like",
+    )
     options = parser.parse_intermixed_args(arguments)
     if options.command not in COMMANDS:
         hint = suggestion(options.command, COMMANDS, "commands")
@@ -129,46 +140,83 @@ def run(options: argparse.Namespace, project: Project) -> int:
         print(project.relative(write_report(project)))
         return 0
 
-    from pipelines import publish
-    from pipelines.build import build, preview, run_stage
+    if options.command == "build":
+        return build(project, options)
+    from pipelines.build import preview, run_stage
     from pipelines.config import load_config
     from pipelines.display import make_display
+    from pipelines.params import check_described, in_experiment, load_params
     from pipelines.plan import make_plan
 
-    config = load_config(project, options.words)
+    experiment = options.command == "stage" and in_experiment()
+    config = load_params(project) if experiment else load_config(project, options.words)
     plan = make_plan(project, config)
+    if experiment:
+        check_described(plan, options.name)
     if options.command == "plan":
         return show_plan(options, list(preview(project, plan)))
     if options.command == "explain":
         return explain(project, plan, options)
-    display = make_display()
-    if options.command == "stage":
-        summary = run_stage(project, config, plan, options.name, display)
-        show_summary(options, summary)
-    else:
-        summary, publisher = build(project, config, plan, display, options.jobs, options.keep_going is not False)
-        show_summary(options, summary)
-        publish.finish(publisher, project, config, summary, display)
+    summary = run_stage(project, config, plan, options.name, make_display())
+    if options.json:
+        print(json.dumps(summary.to_json()), flush=True)
     return 0 if summary.passed else 1
 
 
-def show_summary(options: argparse.Namespace, summary: Summary) -> None:
-    """Print what the build came to: as JSON, or a table for each device."""
-    if options.json:
-        print(json.dumps(summary.to_json()), flush=True)
-    elif options.command == "build":
-        from pipelines.tables import device_table
+def build(project: Project, options: argparse.Namespace) -> int:
+    """Build one configuration or, with -m, each of a sweep. All are checked before anything runs."""
+    from pipelines import publish
+    from pipelines.build import build
+    from pipelines.config import load_config
+    from pipelines.display import make_display
+    from pipelines.plan import make_plan
 
-        for device, metrics in summary.metrics.items():
-            gates = [gate for gate in summary.gates if gate["device"] == device]
-            print("\n".join(device_table(device, metrics, gates, summary.bundles.get(device))))
-        counts = {
-            status: sum(node.status == status for node in summary.nodes)
-            for status in ("built", "cached", "failed", "skipped")
-        }
-        print(
-            ", ".join(f"{count} {status}" for status, count in counts.items() if count) + f"; {summary.seconds:.1f} s"
-        )
+    runs = [options.words]
+    if options.multirun:
+        from pipelines.sweep import combinations
+
+        runs = combinations(project, options.words)
+    configs = [load_config(project, words) for words in runs]
+    plans = [make_plan(project, config) for config in configs]
+    summaries = []
+    for words, config, plan in zip(runs, configs, plans, strict=True):
+        display = make_display()
+        if options.multirun:
+            display.note(f"--- {' '.join(words)}")
+        summary, publisher = build(project, config, plan, display, options.jobs, options.keep_going is not False)
+        summaries.append((" ".join(words), summary))
+        if not options.json:
+            show_summary(summary)
+        elif not options.multirun:
+            print(json.dumps(summary.to_json()), flush=True)
+        publish.finish(publisher, project, config, summary, display)
+    if options.multirun:
+        show_sweep(options, summaries)
+    return 0 if all(summary.passed for _, summary in summaries) else 1
+
+
+def show_summary(summary: Summary) -> None:
+    """Print what the build came to: a table for each device."""
+    from pipelines.tables import device_table
+
+    for device, metrics in summary.metrics.items():
+        gates = [gate for gate in summary.gates if gate["device"] == device]
+        print("\n".join(device_table(device, metrics, gates, summary.bundles.get(device))))
+    counts = {
+        status: sum(node.status == status for node in summary.nodes)
+        for status in ("built", "cached", "failed", "skipped")
+    }
+    print(", ".join(f"{count} {status}" for status, count in counts.items() if count) + f"; {summary.seconds:.1f} s")
+
+
+def show_sweep(options: argparse.Namespace, summaries: list[tuple[str, Summary]]) -> None:
+    """Print what a sweep came to: as JSON, or a table of its runs."""
+    if options.json:
+        print(json.dumps({"runs": [{"overrides": name, **summary.to_json()} for name, summary in summaries]}))
+    else:
+        from pipelines.tables import sweep_table
+
+        print("\n".join(["", *sweep_table(summaries)]))
 
 
 def show_plan(options: argparse.Namespace, rows: list[tuple[Any, str, str]]) -> int:

@@ -75,6 +75,11 @@ def check_choices(project: Project, overrides: list[str]) -> None:
         for group, value in entry.items()
     ]
     parsed = OverridesParser.create().parse_overrides(overrides) if overrides else []
+    for each in parsed:
+        if each.is_sweep_override():
+            raise ConfigError(
+                f"{each.input_line}: one value is needed", hint=f"to build each: tapeout build -m {each.input_line}"
+            )
     chosen += [(f"{each.input_line}", each.key_or_group, each.value()) for each in parsed if not each.is_delete()]
     for what, group, value in chosen:
         if (

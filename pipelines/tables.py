@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipelines.gates import describe
+from pipelines.summary import Summary
 
 
 def device_table(
@@ -29,6 +30,23 @@ def device_table(
     failed = [gate for gate in gates if not gate["passed"]]
     yield f"  gates         {len(gates) - len(failed)} of {len(gates)} passed"
     yield from (f"    FAILED      {describe(gate)}" for gate in failed)
+
+
+def sweep_table(runs: list[tuple[str, Summary]]) -> Iterator[str]:
+    """Yield the lines that compare the runs of a sweep: a row for each run and device. runs: (overrides, summary)."""
+    rows = [("configuration", "device", "size", "lowest retention", "gates")]
+    for name, summary in runs:
+        for device, metrics in summary.metrics.items():
+            kept = [task["retention"] for task in (metrics.get("tasks") or {}).values() if "retention" in task]
+            gates = [gate["passed"] for gate in summary.gates if gate["device"] == device]
+            size = mebibytes(metrics["size_bytes"]) if metrics.get("size_bytes") else "-"
+            rows.append((name, device, size, percent(min(kept, default=None)), f"{sum(gates)} of {len(gates)} passed"))
+        failed = [node.name for node in summary.nodes if node.status == "failed"]
+        if failed or not summary.metrics:
+            rows.append((name, "", "", "", f"{', '.join(failed)} failed" if failed else "done"))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
 
 
 def mebibytes(size: float) -> str:
