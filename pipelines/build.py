@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipelines import gates, publish, record
+from pipelines import gates, params, publish, record
 from pipelines.checkout import Checkout, opened
 from pipelines.config import Config, RayConfig
 from pipelines.display import Display
@@ -99,11 +99,16 @@ def run_stage(project: Project, config: Config, plan: Plan, name: str, display: 
             if need.stage.gates:
                 for gate in gates.failed_gates(gates.read_metrics(project.root / need.folder, need)):
                     raise GateError(f"{name} does not run: {need.name}: {gates.describe(gate)}")
+        if params.in_repro():
+            record.refresh_params(checkout, config)
         try:
             run.pending.append(node)
             run.work_off()
         finally:
             run.close()
+        made = checkout.last(node)
+        if made is not None:
+            params.share(project, made)
     return run.summary
 
 

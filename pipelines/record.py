@@ -1,8 +1,9 @@
-"""dvc.yaml and dvc.lock, so that DVC agrees with what was built: `dvc status` is clean, `dvc repro` runs nothing.
+"""dvc.yaml, dvc.lock and params.yaml, so that DVC agrees with what was built: `dvc status` is clean after a build.
 
-A node depends on its stage's modules, on the configuration files that it is composed from, on external inputs, on the
-folders of its inputs and, where it declares libraries, on requirements.lock, which holds their versions; its outs are
-its folder and its record. Written in DVC's formats, without DVC (schema 2.0).
+A node depends on its stage's modules, on the configuration files that it is composed from, on its part of params.yaml,
+on external inputs, on the folders of its inputs and, where it declares libraries, on requirements.lock, which holds
+their versions; its outs are its folder and its record. The files of gates are DVC's metrics. Written in DVC's formats,
+without DVC (schema 2.0).
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from pipelines import params
 from pipelines.checkout import Checkout
 from pipelines.config import Config
-from pipelines.digests import FileDigest, hash_bytes, hash_json
+from pipelines.digests import hash_bytes, hash_json
 from pipelines.files import write_file
 from pipelines.ledger import Record
 from pipelines.plan import Node, Plan
@@ -22,15 +24,16 @@ from pipelines.summary import Summary
 
 HEADER = "# Written by `tapeout build` for the plan that it built last; conf/ is where to change it.\n"
 LOCK = "requirements.lock"
-OWN_GROUPS = ("executor", "tracking")  # these change no result
+MEMORY = "recorded.json"
 
 
 def write(checkout: Checkout, config: Config, plan: Plan, summary: Summary) -> None:
-    """Write dvc.yaml and dvc.lock for `plan`, where they differ. Does nothing in a project without .dvc/."""
+    """Write the three files for `plan`, where they differ. Does nothing in a project without .dvc/."""
     root = checkout.project.root
-    if not (root / ".dvc").is_dir() or not (root / ".dvc" / "config").is_file():
+    if not follows_dvc(checkout):
         return
     stages = {node.name: declared(checkout, config, plan, node) for node in plan.nodes.values()}
+    metrics = [f"{node.folder}/{node.stage.gates}" for node in plan.nodes.values() if node.stage.gates]
     ended = {entry.name for entry in summary.nodes if entry.status in ("built", "cached")}
     records = {name: record for name in ended if (record := checkout.last(plan.nodes[name]))}
     folders = {plan.nodes[name].folder: record for name, record in records.items()}
@@ -43,22 +46,36 @@ def write(checkout: Checkout, config: Config, plan: Plan, summary: Summary) -> N
         for name, stage in stages.items()
         if name in records
     }
-    memory = root / ".tapeout" / "recorded.json"
-    wanted: dict[str, dict[str, Any]] = {
-        "dvc.yaml": {"stages": stages},
-        "dvc.lock": {"schema": "2.0", "stages": locked},
-    }
-    marks = {name: hash_json(value) for name, value in wanted.items()}
-    if read_marks(memory) == {name: [mark, digest_of(checkout, root / name)] for name, mark in marks.items()}:
+    described = {"stages": stages, **({"metrics": metrics} if metrics else {})}
+    marks = {"dvc.yaml": hash_json(described), "dvc.lock": hash_json(locked), params.FILE: params.mark_of(config)}
+    if read_marks(checkout) == sealed(checkout, marks):
         return
-    for name, value in wanted.items():
-        data = ((HEADER if name == "dvc.yaml" else "") + dump(value)).encode()
-        path = root / name
-        if not path.is_file() or path.read_bytes() != data:
-            write_file(path, data)
-    write_file(
-        memory, json.dumps({name: [mark, digest_of(checkout, root / name)] for name, mark in marks.items()}).encode()
-    )
+    values = params.compose_params(checkout.project, config)
+    for name, stage in stages.items():
+        keys = params.keys_of(values, plan.nodes[name])
+        stages[name] = with_params(stage, keys)
+        if name in locked:
+            locked[name] = with_params(locked[name], {params.FILE: params.values_at(values, keys)})
+    described["stages"] = stages
+    write_other(root / params.FILE, params.text_of(values))
+    write_other(root / "dvc.yaml", HEADER + dump(described))
+    write_other(root / "dvc.lock", dump({"schema": "2.0", "stages": locked}))
+    write_marks(checkout, sealed(checkout, marks))
+
+
+def refresh_params(checkout: Checkout, config: Config) -> None:
+    """Write params.yaml where it is not what conf/ and the overrides come to. `dvc repro` reads it after each stage."""
+    mark, known = {params.FILE: params.mark_of(config)}, read_marks(checkout)
+    if follows_dvc(checkout) and known.get(params.FILE) != sealed(checkout, mark)[params.FILE]:
+        write_other(
+            checkout.project.root / params.FILE, params.text_of(params.compose_params(checkout.project, config))
+        )
+        write_marks(checkout, {**known, **sealed(checkout, mark)})
+
+
+def follows_dvc(checkout: Checkout) -> bool:
+    """Say whether the project is one of DVC's."""
+    return (checkout.project.root / ".dvc" / "config").is_file()
 
 
 def declared(checkout: Checkout, config: Config, plan: Plan, node: Node) -> dict[str, Any]:
@@ -86,10 +103,12 @@ def command(checkout: Checkout, config: Config, node: Node) -> str:
     words = ["tapeout", "stage", node.name]
     for folder in checkout.project.config_dirs:
         words += ["--config-dir", checkout.project.relative(folder)]
-    words += [
-        each for each in config.overrides if each.lstrip("+~").partition("=")[0].partition(".")[0] not in OWN_GROUPS
-    ]
-    return shlex.join(words)
+    return shlex.join([*words, *params.shared(config.overrides)])
+
+
+def with_params(stage: dict[str, Any], value: Any) -> dict[str, Any]:
+    """Return a stage of dvc.yaml or dvc.lock with its parameters, where DVC would write them."""
+    return {"cmd": stage["cmd"], "deps": stage["deps"], "params": value, "outs": stage["outs"]}
 
 
 def entry_of(checkout: Checkout, path: str, folders: dict[str, Record]) -> dict[str, Any]:
@@ -103,23 +122,52 @@ def entry_of(checkout: Checkout, path: str, folders: dict[str, Record]) -> dict[
 
 
 def dump(value: dict[str, Any]) -> str:
-    """Return YAML in the order given."""
+    """Return YAML in the order given.
+
+    DVC reads YAML 1.2, in which 1e3 is a number: text that looks so is quoted, as OmegaConf does in params.yaml.
+    """
     import yaml
 
-    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+    base: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+    dumper: Any = type("Dumper", (base,), {"ignore_aliases": lambda own, value: True})
+    style = {True: "'", False: None}
+    dumper.add_representer(
+        str, lambda own, text: own.represent_scalar("tag:yaml.org,2002:str", text, style=style[is_number(text)])
+    )
     text: str = yaml.dump(value, Dumper=dumper, sort_keys=False, width=1000, allow_unicode=True)
     return text
 
 
-def digest_of(checkout: Checkout, path: Path) -> str:
-    """Return the sha256 of a file, or of nothing where there is none."""
-    found: FileDigest = checkout.digests.of(path) if path.is_file() else hash_bytes(b"")
-    return found.sha256
-
-
-def read_marks(path: Path) -> Any:
-    """Return what was recorded last, or None."""
+def is_number(text: str) -> bool:
+    """Say whether text could be taken for a number."""
     try:
-        return json.loads(path.read_bytes())
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def write_other(path: Path, text: str) -> None:
+    """Write a file, unless it holds `text` already."""
+    if not path.is_file() or path.read_bytes() != text.encode():
+        write_file(path, text.encode())
+
+
+def sealed(checkout: Checkout, marks: dict[str, str]) -> dict[str, list[str]]:
+    """Return {file: [mark of what it was written for, sha256 of what it holds]}."""
+    found = {name: checkout.project.root / name for name in marks}
+    digests = {name: checkout.digests.of(path) if path.is_file() else hash_bytes(b"") for name, path in found.items()}
+    return {name: [mark, digests[name].sha256] for name, mark in marks.items()}
+
+
+def read_marks(checkout: Checkout) -> dict[str, Any]:
+    """Return what was written last, as `sealed` put it."""
+    try:
+        found = json.loads((checkout.project.state / MEMORY).read_bytes())
     except (OSError, ValueError):
-        return None
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def write_marks(checkout: Checkout, marks: dict[str, Any]) -> None:
+    write_file(checkout.project.state / MEMORY, json.dumps(marks).encode())

@@ -1,9 +1,11 @@
 """Real DVC on what a build leaves."""
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.pipelines.toy import NODES, Toy, add_dvc, commit, make_toy
 
@@ -16,6 +18,22 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> Toy:
     assert toy.build().status == 0
     commit(toy)
     return toy
+
+
+@pytest.fixture(scope="module")
+def tried(tracked: Toy, tmp_path_factory: pytest.TempPathFactory) -> Toy:
+    """A copy of it, in which `dvc exp run` has tried int8. Tests leave it as they found it."""
+    toy = copy(tracked, tmp_path_factory.mktemp("tried") / "toy")
+    run = toy.call("dvc", "exp", "run", "-n", "wide", "-S", "quantize=int8")
+    assert run.status == 0, run.err
+    assert "Running stage 'quantize'" in run.out
+    assert "Running stage 'load'" not in run.out
+    return toy
+
+
+def copy(toy: Toy, target: Path) -> Toy:
+    shutil.copytree(toy.root, target)
+    return Toy(target)
 
 
 def clone(toy: Toy, target: Path) -> Toy:
@@ -36,8 +54,7 @@ def test_dvc_agrees_after_a_build(tracked: Toy) -> None:
 
 
 def test_a_changed_plan_is_recorded_too(tracked: Toy, tmp_path: Path) -> None:
-    toy = Toy(tmp_path / "copy")
-    shutil.copytree(tracked.root, toy.root)
+    toy = copy(tracked, tmp_path / "copy")
     assert toy.build("device=[watch]", "quantize.bits=3").status == 0
     assert "cmd: tapeout stage quantize 'device=[watch]' quantize.bits=3" in (toy.root / "dvc.yaml").read_text()
     toy.edit("toystages/folder.py", "# as it is", "# nothing new")
@@ -86,6 +103,118 @@ def test_an_upgraded_library_is_a_change_for_dvc_too(toy: Toy) -> None:
     assert "quantize:" not in status  # it declares no library
     assert set(toy.build(*words).nodes.values()) == {"cached"}  # the installed versions are what they were
     assert toy.call("dvc", "status").out.strip() == "Data and pipelines are up to date."
+
+
+def test_text_that_looks_like_a_number_stays_text_for_dvc(toy: Toy) -> None:
+    add_dvc(toy)
+    assert toy.build("device=[phone]", "device.phone.runtime='1e3'").status == 0
+    assert toy.call("dvc", "status").out.strip() == "Data and pipelines are up to date."
+
+
+def test_a_node_depends_on_what_it_reads_of_the_parameters(toy: Toy) -> None:
+    add_dvc(toy)
+    toy.edit("conf/device/watch.yaml", "overrides: {}", "overrides: {quantize: {bits: 3}}")
+    assert toy.build("device=[phone,watch]").status == 0
+    stages = yaml.safe_load((toy.root / "dvc.yaml").read_text())["stages"]
+    assert stages["load"]["params"] == ["model", "pipeline.stages.load"]
+    assert stages["quantize-phone"]["params"] == ["device.phone.overrides", "pipeline.stages.quantize", "quantize"]
+    assert "device.watch.overrides.quantize" in stages["quantize-watch"]["params"]
+    assert stages["convert-watch"]["params"] == ["device.watch.runtime", "pipeline.stages.convert"]
+    assert stages["package-watch"]["params"] == ["device.watch", "pipeline.stages.package"]
+
+
+def test_an_experiment_is_shown_with_its_parameters_and_metrics(tried: Toy) -> None:
+    assert tried.call("dvc", "status").out.strip() == "Data and pipelines are up to date."
+    changed = tried.call("git", "diff", "--unified=0", "params.yaml").out.splitlines()
+    assert [line for line in changed if line[:1] in "+-"][2:] == ["-  bits: 4", "+  bits: 8"]
+    assert shown(tried) == {"workspace": (8, 0.99), "master": (4, 0.99), "wide": (8, 0.99)}
+    metrics = json.loads(tried.call("dvc", "metrics", "show", "--json").out)
+    assert metrics[""]["data"]["artifacts/build/validate/metrics.json"]["data"]["parity"] == {"top1": 0.999}
+    diff = json.loads(tried.call("dvc", "params", "diff", "--json", "master", "wide").out)
+    assert diff == {"params.yaml": {"quantize.bits": {"old": 4, "new": 8, "diff": 4}}}
+
+
+def shown(toy: Toy) -> dict[str, tuple[int, float]]:
+    """What `dvc exp show` has of each revision: quantize.bits and the retention of ocr."""
+    rows = json.loads(toy.call("dvc", "exp", "show", "--json").out)
+    rows += [each["revs"][0] for row in rows for each in row["experiments"] or []]
+    validation = "artifacts/build/validate/metrics.json"
+    return {
+        row["name"] or row["rev"]: (
+            row["data"]["params"]["params.yaml"]["data"]["quantize"]["bits"],
+            row["data"]["metrics"][validation]["data"]["tasks"]["ocr"]["retention"],
+        )
+        for row in rows
+    }
+
+
+def test_a_build_has_what_an_experiment_made_and_goes_back_to_conf(tried: Toy, tmp_path: Path) -> None:
+    toy = copy(tried, tmp_path / "copy")
+    assert toy.build("quantize=int8").nodes == dict.fromkeys(NODES, "cached")
+    assert "bits: 8" in (toy.root / "params.yaml").read_text()
+    shutil.rmtree(toy.root)
+    shutil.copytree(tried.root, toy.root)
+    assert toy.build().nodes == dict.fromkeys(NODES, "cached")
+    assert git_status(toy) == ""
+    assert toy.build("tracking=none", "executor.retries=0").status == 0
+    assert git_status(toy) == ""
+
+
+def test_a_wrong_value_of_an_experiment_is_named(tracked: Toy, tmp_path: Path) -> None:
+    toy = copy(tracked, tmp_path / "copy")
+    wrong = toy.call("dvc", "exp", "run", "-S", "quantize.bits=four", "quantize")
+    assert wrong.status != 0
+    assert "params.yaml: quantize: quantize.bits: Value 'four'" in wrong.err
+    assert "expected int" in wrong.err
+    right = toy.call("dvc", "exp", "run", "-S", "quantize.bits=3", "quantize")
+    assert right.status == 0, right.err
+    assert (toy.root / "artifacts/build/quantize/codes.txt").read_text().endswith("in 3/32")
+    other = toy.call("dvc", "exp", "run", "-S", "+device.phone.overrides.quantize.bits=3", "quantize")
+    assert other.status != 0
+    assert "there is no node 'quantize' in it\n  what adds or removes nodes" in other.err
+    assert toy.build().nodes == dict.fromkeys(NODES, "cached")
+    assert git_status(toy) == ""
+
+
+PARAMS = {
+    "no file": (None, "params.yaml is not there\n  'tapeout build' writes it"),
+    "no YAML": ("a: [", "params.yaml is damaged"),
+    "a list": ("- a\n", "params.yaml holds no groups"),
+    "a stranger": ("colour: red\n", "params.yaml: unknown key 'colour'"),
+}
+
+
+@pytest.mark.parametrize("case", PARAMS)
+def test_a_damaged_params_file_is_named(case: str, toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    text, message = PARAMS[case]
+    if text is not None:
+        toy.write("params.yaml", text)
+    monkeypatch.setenv("DVC_EXP_NAME", "trial")
+    result = toy.run("stage", "load")
+    assert result.status == 2
+    assert message in result.err
+
+
+def test_repro_follows_conf(tracked: Toy, tmp_path: Path) -> None:
+    toy = copy(tracked, tmp_path / "copy")
+    toy.edit("conf/quantize/int4.yaml", "bits: 4", "bits: 5")
+    repro = toy.call("dvc", "repro", "quantize")
+    assert repro.status == 0, repro.err
+    assert "\n  bits: 5\n" in (toy.root / "params.yaml").read_text()
+    nodes = toy.build().nodes
+    assert (nodes["load"], nodes["quantize"], nodes["convert"]) == ("cached", "cached", "built")
+
+
+@pytest.mark.slow
+def test_experiments_in_copies_are_kept_too(tracked: Toy, tmp_path: Path) -> None:
+    toy = copy(tracked, tmp_path / "copy")
+    assert toy.call("dvc", "exp", "run", "--temp", "-S", "quantize.bits=3").status == 0
+    assert toy.call("dvc", "exp", "run", "--queue", "-S", "quantize.bits=5,6").status == 0
+    assert toy.call("dvc", "exp", "run", "--run-all").status == 0
+    for bits in (3, 5, 6):
+        assert toy.build(f"quantize.bits={bits}").nodes == dict.fromkeys(NODES, "cached")
+    assert toy.build().status == 0
+    assert git_status(toy) == ""
 
 
 SETTINGS = {

@@ -253,7 +253,7 @@ def add_dvc(toy: Toy) -> None:
     """Make the project a git and DVC repository, as this one is set up."""
     toy.write(".gitignore", "/.tapeout\n__pycache__\n/mlflow.db\n/mlruns\n")
     toy.write("artifacts/.gitignore", "/*\n!/.gitignore\n")
-    toy.write(".dvc/config", "[core]\n    analytics = false\n    check_update = false\n")
+    toy.write(".dvc/config", (Path(__file__).parents[2] / ".dvc/config").read_text())
     toy.write(".dvc/.gitignore", "/config.local\n/tmp\n/cache\n")
     toy.write(".dvcignore", ".tapeout\n")
     commit(toy)
@@ -261,7 +261,7 @@ def add_dvc(toy: Toy) -> None:
 
 def commit(toy: Toy) -> None:
     """Commit everything."""
-    who = ["-c", "user.name=toy", "-c", "user.email=toy@example.org"]
-    for words in (["init", "-q"], ["add", "-A"], [*who, "commit", "-qm", "toy"]):
+    who = (["config", "user.name", "toy"], ["config", "user.email", "toy@example.org"])
+    for words in (["init", "-q"], *who, ["add", "-A"], ["commit", "-qm", "toy"]):
         done = toy.call("git", *words)
         assert done.status == 0, done.err
