@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from heapq import heapify, heappop, heappush
 from typing import Any
 
 from pipelines.errors import PlanError, suggestion
@@ -159,15 +160,25 @@ def refuse_unknown(value: Mapping[str, Any], known: set[str], where: str) -> Non
 
 def in_order(stages: Mapping[str, StageSpec], where: str) -> dict[str, StageSpec]:
     """Return the stages such that each comes after what it needs, else in the order of the file."""
+    place = {name: index for index, name in enumerate(stages)}
+    unmet = {name: set(stage.needs.values()) for name, stage in stages.items()}
+    needed_by: dict[str, list[str]] = {name: [] for name in stages}
+    for name, needs in unmet.items():
+        for need in needs:
+            needed_by[need].append(name)
+    ready = [(place[name], name) for name, needs in unmet.items() if not needs]
+    heapify(ready)
     ordered: dict[str, StageSpec] = {}
-    while len(ordered) < len(stages):
-        ready = [
-            s for s in stages.values() if s.name not in ordered and all(need in ordered for need in s.needs.values())
-        ]
-        if not ready:
-            circle = ", ".join(name for name in stages if name not in ordered)
-            raise PlanError(f"{where}: these stages need each other in a circle: {circle}")
-        ordered.update({stage.name: stage for stage in ready[:1]})
+    while ready:
+        _, name = heappop(ready)
+        ordered[name] = stages[name]
+        for after in needed_by[name]:
+            unmet[after].discard(name)
+            if not unmet[after]:
+                heappush(ready, (place[after], after))
+    if len(ordered) < len(stages):
+        circle = ", ".join(name for name in stages if name not in ordered)
+        raise PlanError(f"{where}: these stages need each other in a circle: {circle}")
     return ordered
 
 
