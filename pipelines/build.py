@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import time
 from collections import Counter
@@ -17,7 +16,7 @@ from pipelines import gates, params, publish, record
 from pipelines.checkout import Checkout, opened
 from pipelines.config import Config, RayConfig
 from pipelines.display import Display
-from pipelines.errors import GateError, StageError
+from pipelines.errors import ConfigError, GateError, StageError
 from pipelines.execute import Executor, Needs, Outcome, Schedule, Task
 from pipelines.explain import reason
 from pipelines.files import storing
@@ -42,6 +41,8 @@ def build(
     is to publish the summary (see publish.finish), or None where nothing ran.
     """
     started = time.monotonic()
+    if jobs is not None and isinstance(config.executor, RayConfig):
+        raise ConfigError("executor=ray has no use for --jobs", hint="the cluster's machines say what cores they have")
     with opened(project, lambda: display.note("another build has this project; waiting for it")) as checkout:
         for node in plan.nodes.values():
             checkout.keys.known(node)  # raises before anything runs
@@ -329,6 +330,7 @@ def make_task(
         config_group=node.stage.config,
         config=settings,
         device=node.device,
+        libraries=ingredients["libraries"],
         inputs={parameter: project.root / plan.nodes[need].folder for parameter, need in node.inputs.items()},
         out=out,
         scratch=scratch,
@@ -364,13 +366,12 @@ def drop_scratch(folder: Path) -> None:
 def make_executor(project: Project, config: Config, jobs: int | None) -> Executor:
     """Return the executor that the configuration names."""
     if isinstance(config.executor, RayConfig):
-        from pipelines.ray import RayExecutor
+        from pipelines.cluster import RayExecutor
 
-        return RayExecutor(project, config.executor)
-    from pipelines.workers import LocalExecutor, free_memory
+        return RayExecutor(project, config)
+    from pipelines.workers import LocalExecutor, free_cores, free_memory
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    count = jobs or config.executor.jobs or cores or 1
+    count = jobs or config.executor.jobs or free_cores()
     return LocalExecutor(project.root, count, config.executor.memory_mib or free_memory())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import socket
@@ -58,6 +59,7 @@ class LocalExecutor:
         self.jobs = jobs
         self.memory_mib = memory_mib
         self.workers: list[Worker] = []
+        self._looked = 0.0
 
     def room(self, needs: Needs) -> bool:
         running = [worker.task.needs for worker in self.workers if worker.task is not None]
@@ -75,11 +77,15 @@ class LocalExecutor:
             self._forget(worker)
             self.submit(task)
 
-    def wait(self) -> list[Outcome | Report]:
-        """See Executor. Looks after the processes twice a second, for a line may outlive its process."""
+    def wait(self, patience: float = math.inf) -> list[Outcome | Report]:
+        """See Executor. Returns nothing when nothing has happened within `patience` seconds.
+
+        Looks after the processes twice a second, for a line may outlive its process.
+        """
         found: list[Outcome | Report] = []
-        while not found:
-            heard = wait([worker.line for worker in self.workers], timeout=0.5)
+        until = time.monotonic() + patience
+        while not found and (left := until - time.monotonic()) > 0:
+            heard = wait([worker.line for worker in self.workers], timeout=min(0.5, left))
             for worker in list(self.workers):
                 if worker.line in heard:
                     found += self._receive(worker)
@@ -139,6 +145,11 @@ class LocalExecutor:
     def _forget(self, worker: Worker) -> None:
         worker.line.close()
         self.workers.remove(worker)
+
+
+def free_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def free_memory() -> int:
