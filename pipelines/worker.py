@@ -1,4 +1,4 @@
-"""The process that runs stages: `python -m pipelines.worker FD`. Heavy libraries are imported here and nowhere else."""
+"""The process that runs stages: `python -m pipelines.worker FD PARENT`. Heavy libraries are imported here and nowhere else."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    threading.Thread(target=leave_with_parent, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=leave_with_parent, args=(int(sys.argv[2]),), daemon=True).start()
     with Connection(descriptor) as line:
         while True:
             try:

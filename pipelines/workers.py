@@ -112,7 +112,7 @@ class LocalExecutor:
         paths = [*task.import_roots, package_home, os.environ.get("PYTHONPATH", "")]
         environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
         process = subprocess.Popen(
-            [sys.executable, "-m", "pipelines.worker", str(theirs.fileno())],
+            [sys.executable, "-m", "pipelines.worker", str(theirs.fileno()), str(os.getpid())],
             cwd=self.root,
             env=environment,
             stdin=subprocess.DEVNULL,
