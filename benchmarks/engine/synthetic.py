@@ -1,0 +1,104 @@
+"""Graphs of empty stages: what the engine itself costs a node, and whether that stays so as graphs grow."""
+
+import json
+import sys
+from pathlib import Path
+from statistics import median
+
+from engine.figures import Figure
+from engine.projects import Project, layered
+from engine.timing import Cost, middle, spend, tapeout
+
+SIZES = (100, 500, 1000, 2000)
+STANDARD = 500  # nodes, of which the targets speak
+DEVICES = 50  # in the other shape of as many nodes
+STEADY = 1.25  # the last nodes may cost this much more than the first ones and still pass as linear: the noise of this
+PLANNING = """
+import json, sys, time
+from pathlib import Path
+from pipelines.explain import preview
+from pipelines.config import load_config
+from pipelines.plan import make_plan
+from pipelines.project import find_project
+project, times = find_project(Path.cwd()), [time.process_time()]
+sys.path.insert(0, str(project.root))
+config = load_config(project, []); times.append(time.process_time())
+plan = make_plan(project, config); times.append(time.process_time())
+list(preview(project, plan)); times.append(time.process_time())
+print(json.dumps([after - before for before, after in zip(times, times[1:])]))
+"""
+
+
+def synthetic(folder: Path, repeats: int) -> tuple[list[Figure], dict[int, dict[str, float]]]:
+    """Return the figures, and CPU seconds by number of nodes for the plot."""
+    chains = {size: layered(folder / f"layers{size}", size) for size in SIZES}
+    spread = layered(folder / "spread", STANDARD // DEVICES, DEVICES)
+    costs = {size: costs_of(project, repeats) for size, project in chains.items()}
+    scaling = {size: {name: middle(each) for name, each in found.items()} for size, found in costs.items()}
+    wall = middle(costs[STANDARD]["cold"], "wall")
+    other = {name: middle(each) for name, each in costs_of(spread, repeats).items()}
+    inside = planning(chains[STANDARD], repeats)
+    shape = f"{STANDARD} stages in one pipeline"
+    figures = shape_figures(scaling[STANDARD], shape)
+    figures.append(Figure("  cold, by the clock", 1000 * wall / STANDARD, "ms/node", f"{shape}: wall, all cores"))
+    for name, seconds in inside.items():
+        target = 0.5 if name == "make_plan" else None
+        figures.append(
+            Figure(f"  in process: {name}", seconds, "CPU s", f"{shape}: the call alone, all cached", target)
+        )
+    figures += shape_figures(other, f"{STANDARD // DEVICES} stages x {DEVICES} devices")
+    for name, what in (
+        ("cold", "run"),
+        ("cached", "find cached"),
+        ("plan_first", "plan first"),
+        ("plan_cached", "plan, cached"),
+    ):
+        early, late = (slope(scaling, name, *ends) for ends in (SIZES[:2], SIZES[-2:]))
+        grown = f"{early:.2f} ms from {SIZES[0]} to {SIZES[1]}, {late:.2f} ms from {SIZES[-2]} to {SIZES[-1]}"
+        figures.append(Figure(f"linear: {what}", late / early, "", f"one more node: {grown}; the ratio", STEADY))
+    return figures, scaling
+
+
+def costs_of(project: Project, repeats: int) -> dict[str, list[Cost]]:
+    """Return what each command costs, in turn, on a project of which nothing is known and then all."""
+    found: dict[str, list[Cost]] = {}
+
+    def note(name: str, *words: str) -> None:
+        found.setdefault(name, []).append(spend(tapeout(*words), project.root))
+
+    for _ in range(repeats):
+        project.forget()
+        note("plan_first", "plan")
+        note("plan_again", "plan")
+        project.forget()
+        note("cold", "build")
+        note("cached", "build")
+        note("plan_cached", "plan")
+    return found
+
+
+def shape_figures(seconds: dict[str, float], shape: str) -> list[Figure]:
+    """Return the figures of one graph of STANDARD nodes, start-up included."""
+    whole = f"{shape}: CPU of the command and its workers, with start-up"
+    return [
+        Figure("find a node cached", 1000 * seconds["cached"] / STANDARD, "ms/node", f"{whole}, / nodes", 3),
+        Figure("run a node", 1000 * seconds["cold"] / STANDARD, "ms/node", f"{whole}, / nodes; nothing known", 10),
+        Figure("plan, all cached", seconds["plan_cached"], "CPU s", f"{shape}: `tapeout plan`, whole command", 0.5),
+        Figure("plan again, nothing built", seconds["plan_again"], "CPU s", f"{shape}: `tapeout plan` once more", 0.5),
+        Figure(
+            "plan, nothing known", seconds["plan_first"], "CPU s", f"{shape}: `tapeout plan`, Hydra composes all", 0.5
+        ),
+    ]
+
+
+def planning(project: Project, repeats: int) -> dict[str, float]:
+    """Return CPU seconds of the parts of planning, called in a process that has imported them."""
+    runs = [json.loads(spend([sys.executable, "-c", PLANNING], project.root).out) for _ in range(repeats)]
+    return {
+        name: median(run[place] for run in runs) for place, name in enumerate(("load_config", "make_plan", "preview"))
+    }
+
+
+def slope(scaling: dict[int, dict[str, float]], name: str, few: int, many: int) -> float:
+    """Return the CPU milliseconds that one more node costs between two sizes."""
+    return 1000 * (scaling[many][name] - scaling[few][name]) / (many - few)
