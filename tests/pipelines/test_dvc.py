@@ -176,6 +176,14 @@ def test_a_wrong_value_of_an_experiment_is_named(tracked: Toy, tmp_path: Path) -
     assert git_status(toy) == ""
 
 
+def test_an_experiment_whose_gates_fail_keeps_its_figures(tracked: Toy, tmp_path: Path) -> None:
+    toy = copy(tracked, tmp_path / "copy")
+    trial = toy.call("dvc", "exp", "run", "-n", "poor", "-S", "validate.noise=0.5", "validate")
+    assert trial.status == 0, trial.err
+    assert "GATE FAILED phone, tablet" in trial.err
+    assert "poor" in toy.call("dvc", "exp", "list").out
+
+
 PARAMS = {
     "no file": (None, "params.yaml is not there\n  'tapeout build' writes it"),
     "no YAML": ("a: [", "params.yaml is damaged"),
