@@ -13,7 +13,7 @@ from typing import Any
 
 from pipelines.digests import Digests, hash_json
 from pipelines.errors import StoreError
-from pipelines.files import storing, write_file
+from pipelines.files import storing, write_where_it_differs
 from pipelines.keys import Keys
 from pipelines.ledger import Ledger, Record, read_record
 from pipelines.plan import Node, Plan
@@ -27,7 +27,7 @@ RUNNING = b"A build runs, or was killed.\n"  # in the lock's file; who finds it 
 @contextlib.contextmanager
 def opened(project: Project, waiting: Callable[[], None]) -> Iterator[Checkout]:
     """Give the checkout to this process alone; `waiting` is called first where another process has it."""
-    with storing(project.state):
+    with storing(project.state / "lock"):
         project.state.mkdir(exist_ok=True)
         lock = open(project.state / "lock", "a+")  # noqa: SIM115 (closed below)
     with lock:
@@ -46,8 +46,10 @@ def opened(project: Project, waiting: Callable[[], None]) -> Iterator[Checkout]:
         try:
             yield checkout
         finally:
-            with contextlib.suppress(OSError):
+            checkout.clear()
+            with contextlib.suppress(OSError, StoreError):  # what cannot be remembered is found out again
                 checkout.digests.save()
+            with contextlib.suppress(OSError):
                 os.ftruncate(lock.fileno(), 0)
 
 
@@ -96,25 +98,23 @@ class Checkout:
 
     def settle(self, node: Node, record: Record) -> None:
         """Make workspace and store hold `record`, which `find` has returned."""
+        folder = self.project.root / node.folder
         if self.shows(node, record):
-            self.store.put(self.project.root / node.folder, record.tree)
+            self.store.put(folder, record.tree)
         else:
-            self.store.restore(record.tree, self.project.root / node.folder)
-            self.store.put_bytes(record.tree.listing, suffix=".dir")
-        self._note(node, record)
+            self.store.restore(record.tree, folder)
+            self.store.put_listing(record.tree)
+        self._remember(record)
+        self._label(node, record)
 
     def accept(self, node: Node, ingredients: Mapping[str, Any], folder: Path) -> Record:
         """Take in what a stage has left in `folder`: store it, remember it, show it in the workspace."""
-        with storing(folder):
-            for empty in sorted((each for each in folder.rglob("*") if each.is_dir()), reverse=True):
-                if not any(empty.iterdir()):
-                    empty.rmdir()
+        drop_empty_folders(folder)
         record = Record(ingredients, read_tree(folder, self.digests))
         self.store.put(folder, record.tree)
-        self.store.publish(folder, self.project.root / node.folder)
-        for name, digest in record.tree.files.items():
-            self.digests.learn(self.project.root / node.folder / name, digest)
-        self._note(node, record)
+        self._remember(record)  # from here on a kill loses nothing of it
+        self.store.publish(folder, self.project.root / node.folder, record.tree)
+        self._label(node, record)
         return record
 
     def withdraw(self, node: Node) -> bool:
@@ -128,20 +128,18 @@ class Checkout:
 
     def last(self, node: Node) -> Record | None:
         """Return the workspace's record of the node, whatever its key."""
-        return read_record(self.project.root / node.record)
+        return read_record(f"{self.project.root}/{node.record}")
 
     def shows(self, node: Node, record: Record) -> bool:
         """Say whether the workspace's folder holds exactly what `record` says."""
         found = self.shown(node)
-        return found is not None and found.digest == record.tree.digest
+        return found is not None and found.files == record.tree.files
 
     def shown(self, node: Node) -> Tree | None:
         """Return what the workspace's folder of the node holds, or None where there is none."""
-        folder = self.project.root / node.folder
-        if not folder.is_dir():
-            return None
+        folder = f"{self.project.root}/{node.folder}"
         try:
-            return read_tree(folder, self.digests)
+            return read_tree(folder, self.digests) if os.path.isdir(folder) else None
         except StoreError:
             return None
 
@@ -152,9 +150,17 @@ class Checkout:
         files += [folder / name for folder in folders if folder.is_dir() for name in walk(folder)]
         return sum(path.stat().st_size for path in files)
 
-    def _note(self, node: Node, record: Record) -> None:
-        path = self.project.root / node.record
-        self.ledger.add(record)
+    def _remember(self, record: Record) -> None:
         self.store.put_bytes(record.data)
-        if not path.is_file() or path.read_bytes() != record.data:
-            write_file(path, record.data)
+        self.ledger.add(record)
+
+    def _label(self, node: Node, record: Record) -> None:
+        write_where_it_differs(f"{self.project.root}/{node.record}", record.data, sync=False)  # sealed
+
+
+def drop_empty_folders(folder: Path) -> None:
+    """Remove the folders under `folder` that hold no file: neither git nor DVC can keep one."""
+    for base, _, _ in os.walk(folder, topdown=False):
+        if base != str(folder):
+            with contextlib.suppress(OSError):  # not empty
+                os.rmdir(base)

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipelines.errors import StoreError
+from pipelines.sealed import read_sealed, write_sealed
 
 CHUNK = 1 << 20
 RACY = 20_000_000  # ns: a file changed this shortly before it was hashed may change again within the same clock tick
+READING = "if it should be there, put it back or make it readable, and build again"
 
 
 class FileDigest(NamedTuple):
@@ -25,54 +27,71 @@ class FileDigest(NamedTuple):
 
 
 class Digests:
-    """A memory of file digests. Entries count only while size, both times and inode are what they were."""
+    """A memory of file digests. Entries count only while size, both times and inode are what they were.
+
+    known: {kind:path -> [signature, value]}. It is sealed on disk: one wrong digit in it would make a wrong file good.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.changed = False
-        try:
-            self.known: dict[str, list[Any]] = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            self.known = {}
+        self.known: dict[str, list[Any]] = dict((read_sealed(path) or {}).get("entries", ()))
+        self._used: set[str] = set()
+        self._racy: set[str] = set()
 
-    def of(self, path: Path) -> FileDigest:
+    def of(self, path: Path | str) -> FileDigest:
         """Return the digest of the file at `path`. Raises StoreError where it cannot be read."""
         return FileDigest(*self.memo(path, "digest", hash_file))
 
-    def memo(self, path: Path, kind: str, compute: Callable[[Path], Any]) -> Any:
+    def memo(self, path: Path | str, kind: str, compute: Callable[[Path], Any]) -> Any:
         """Return compute(path), a value that JSON can hold, from memory while the file has not changed."""
+        name = f"{kind}:{path}"
         try:
-            name, signature = f"{kind}:{path}", signature_of(os.stat(path))
+            signature = signature_of(os.stat(path))
             entry = self.known.get(name)
             if entry is not None and entry[0] == signature:
+                self._used.add(name)
                 return entry[1]
-            value = compute(path)
-            self.changed = True
-            self.known[name] = [signature_of(os.stat(path)), value]
+            now = time.time_ns()
+            value = compute(Path(path))
         except OSError as error:
-            raise StoreError(f"{path} cannot be read: {error.strerror}") from error
+            raise StoreError(f"{path} cannot be read: {error.strerror or error}", hint=READING) from error
+        self._note(name, signature, value)  # the signature from before: a change meanwhile shows in the next
+        if signature[2] > now - RACY:
+            self._racy.add(name)
         return value
 
-    def learn(self, path: Path, digest: FileDigest) -> None:
+    def learn(self, path: Path | str, digest: FileDigest) -> None:
         """Remember the digest of a file that this process has just written."""
-        self.known[f"digest:{path}"] = [signature_of(os.stat(path)), list(digest)]
-        self.changed = True
+        self._note(f"digest:{path}", signature_of(os.stat(path)), list(digest))
+
+    def forget(self, path: Path | str) -> None:
+        """Let the file at `path` be hashed anew when it is asked for."""
+        self.changed |= self.known.pop(f"digest:{path}", None) is not None
 
     def save(self) -> None:
-        """Write the memory, less files that are gone or that changed so recently that another change would not show."""
+        """Write the memory, less files that are gone or that changed so recently that another change would not show.
+
+        Raises StoreError.
+        """
         if not self.changed:
             return
         limit = time.time_ns() - RACY
-        settled = {
-            name: entry
+        settled = [
+            (name, entry)
             for name, entry in self.known.items()
-            if entry[0][2] < limit and os.path.exists(name.partition(":")[2])
-        }
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        aside = self.path.with_name(f"{self.path.name}.{os.getpid()}")
-        aside.write_text(json.dumps(settled, separators=(",", ":")), encoding="utf-8")
-        os.replace(aside, self.path)
+            if entry[0][2] < limit
+            and name not in self._racy
+            and (name in self._used or os.path.exists(name.partition(":")[2]))
+        ]
+        write_sealed(self.path, {"entries": settled})
         self.changed = False
+
+    def _note(self, name: str, signature: list[int], value: Any) -> None:
+        self.known[name] = [signature, value]
+        self._used.add(name)
+        self._racy.discard(name)
+        self.changed = True
 
 
 def signature_of(stat: os.stat_result) -> list[int]:

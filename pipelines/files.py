@@ -8,9 +8,11 @@ import os
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
 from pipelines.errors import StoreError
 
+NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 FULL = "free some disk space and build again; what was finished is kept"
 CLOSED = "make the folder writable and build again"
 IN_THE_WAY = "a file lies where a folder is needed: move it away and build again"
@@ -28,32 +30,46 @@ HINTS = {
 }
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Write a file so that it is seen whole or not at all, a power cut included. Raises StoreError."""
-    write_whole(path, lambda aside: Path(aside).write_bytes(data))
+def write_file(path: Path | str, data: bytes, sync: bool = True) -> None:
+    """Write a file so that it is seen whole or not at all; after a power cut too, with `sync`. Raises StoreError."""
+    write_whole(path, lambda file: file.write(data), sync=sync)
 
 
-def write_whole(path: Path, fill: Callable[[str], object], mode: int | None = None) -> None:
+def write_where_it_differs(path: Path | str, data: bytes, sync: bool = True) -> None:
+    """Write a file, unless it holds `data` already. Raises StoreError."""
+    try:
+        with open(path, "rb") as file:
+            if file.read() == data:
+                return
+    except OSError:
+        pass  # writing it will say why
+    write_file(path, data, sync)
+
+
+def write_whole(
+    path: Path | str, fill: Callable[[IO[bytes]], object], mode: int | None = None, sync: bool = True
+) -> None:
     """Let `fill` write a file beside `path`, and rename it there once it is on the disk. Raises StoreError.
 
-    The order is content, then name: a name never leads to content that a power cut has lost. The name itself may be
-    lost with the last seconds' work, unless `sync_folder` follows.
+    So a name never leads to content that a power cut has lost. The name itself may be lost with the last seconds' work;
+    see pipelines/store.py for why that does no harm. mode: exactly so, whatever the umask.
     """
+    folder, name = os.path.split(path)
+    aside = f"{folder}/.{name}.{uuid.uuid4().hex}"
     with storing(path):
-        aside = os.path.join(path.parent, f".{path.name}.{uuid.uuid4().hex}")
         try:
             try:
-                fill(aside)
+                descriptor = os.open(aside, NEW, 0o666)
             except FileNotFoundError:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                fill(aside)
-            descriptor = os.open(aside, os.O_RDONLY)
-            try:
+                os.makedirs(folder, exist_ok=True)
+                descriptor = os.open(aside, NEW, 0o666)
+            with open(descriptor, "wb") as file:
+                fill(file)
+                file.flush()
                 if mode is not None:
                     os.fchmod(descriptor, mode)
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+                if sync:
+                    os.fsync(descriptor)
             os.replace(aside, path)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -61,18 +77,8 @@ def write_whole(path: Path, fill: Callable[[str], object], mode: int | None = No
             raise
 
 
-def sync_folder(folder: Path) -> None:
-    """Bring a folder's names to the disk. Not every file system can, and those that cannot need not."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
 @contextlib.contextmanager
-def storing(path: Path) -> Iterator[None]:
+def storing(path: Path | str) -> Iterator[None]:
     """Turn the file system's refusals into a StoreError that names `path`, which was to be written."""
     try:
         yield

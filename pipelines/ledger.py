@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.digests import hash_json
-from pipelines.files import write_file
+from pipelines.files import write_where_it_differs
+from pipelines.sealed import seal, unseal
 from pipelines.tree import Tree
 
 
@@ -30,25 +30,35 @@ class Record:
 
     @cached_property
     def data(self) -> bytes:
-        """The record as a file."""
+        """The record as a file: sealed, so that none of its bytes can change unnoticed."""
         value = {
             "digest": self.tree.digest,
             "files": self.tree.to_json(),
             "ingredients": self.ingredients,
             "key": self.key,
         }
-        return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=True) + "\n").encode()
+        return seal(value, sort=True)
+
+    @property
+    def sound(self) -> bool:
+        """Say whether what the file says of key and digest follows from the rest of it. The seal says so, too."""
+        return self.key == hash_json(self.ingredients) and self.tree.digest == Tree(self.tree.files).digest
 
 
-def read_record(path: Path) -> Record | None:
-    """Return the record at `path`, or None where there is none or it contradicts itself."""
+def read_record(path: Path | str) -> Record | None:
+    """Return the record at `path`, or None where there is none or a byte of it differs from what was written."""
     try:
-        value = json.loads(path.read_bytes())
+        with open(path, "rb") as file:
+            data = file.read()
+        value = unseal(data)
+        if value is None:
+            return None
         record = Record(value["ingredients"], Tree.from_json(value["files"]))
-        sound = record.key == value["key"] and record.tree.digest == value["digest"]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        vars(record).update(key=value["key"], data=data)  # sealed, so that nothing has to be computed again
+        vars(record.tree).update(digest=value["digest"])
+    except (OSError, TypeError, KeyError, AttributeError):
         return None
-    return record if sound else None
+    return record
 
 
 class Ledger:
@@ -60,17 +70,15 @@ class Ledger:
     def get(self, key: str) -> Record | None:
         """Return the record of `key`, or None."""
         record = read_record(self._path(key))
-        return record if record is not None and record.key == key else None
+        return record if record is not None and record.key == key else None  # a file under another's name is no record
 
     def add(self, record: Record) -> None:
         """Remember `record`."""
-        path = self._path(record.key)
-        if not path.is_file() or path.read_bytes() != record.data:
-            write_file(path, record.data)
+        write_where_it_differs(self._path(record.key), record.data)
 
     def records(self) -> list[Path]:
         """Return the files of all records."""
         return sorted(self.folder.glob("??/*.json"))
 
-    def _path(self, key: str) -> Path:
-        return self.folder / key[:2] / f"{key}.json"
+    def _path(self, key: str) -> str:
+        return f"{self.folder}/{key[:2]}/{key}.json"

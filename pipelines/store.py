@@ -2,6 +2,13 @@
 
 DVC trusts any read-only object; this store does not: an object whose `stat` changed since it was last seen is hashed
 again, and dropped when it is not what it should be.
+
+What a power cut may leave. An object is on the disk before it has its name, so that a name with other content is damage
+like any other, and is found by its digest. Nothing else has to reach the disk in any order: a record that outlives its
+objects finds them missing and counts for nothing, objects without a record are found again when the node has run, and a
+record or a memory cut short breaks its seal. So no folder is synced; what a power cut takes is the last seconds' work.
+Files in the workspace are copies of objects and are not synced: one that lost data has another size (ext4, xfs, btrfs
+and apfs write data before the size that covers it), and is put right from its object.
 """
 
 from __future__ import annotations
@@ -11,11 +18,13 @@ import fcntl
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from pipelines.digests import Digests, FileDigest, hash_bytes
-from pipelines.files import storing
+from pipelines.errors import StoreError
+from pipelines.files import storing, write_whole
 from pipelines.tree import Tree
 
 FICLONE = 0x40049409  # Linux: share the blocks of another file, copy on write
@@ -33,33 +42,40 @@ class Store:
 
     def put(self, folder: Path, tree: Tree) -> None:
         """Store the files of `folder`, whose contents are `tree`. Raises StoreError."""
-        with storing(self.objects):
-            for name, digest in tree.files.items():
-                self.put_file(folder / name, digest)
-            self.put_bytes(tree.listing, suffix=".dir")
+        for name, digest in tree.files.items():
+            self.put_file(f"{folder}/{name}", digest)
+        self.put_listing(tree)
 
-    def put_file(self, path: Path, digest: FileDigest) -> None:
+    def put_file(self, path: Path | str, digest: FileDigest) -> None:
         """Store one file, known to have `digest`."""
         if not self.holds(digest):
-            self._write(self.object_path(digest.md5), lambda aside: clone(path, aside), digest)
+            target = self.object_path(digest.md5)
+            write_whole(target, lambda file: clone(path, file), mode=0o444)
+            self.digests.learn(target, digest)
 
-    def put_bytes(self, data: bytes, suffix: str = "") -> FileDigest:
+    def put_listing(self, tree: Tree) -> None:
+        """Store DVC's listing of a folder."""
+        self.put_bytes(tree.listing, tree.listing_digest, suffix=".dir")
+
+    def put_bytes(self, data: bytes, digest: FileDigest | None = None, suffix: str = "") -> FileDigest:
         """Store `data` and return its digest."""
-        digest = hash_bytes(data)
+        digest = digest or hash_bytes(data)
         if not self.holds(digest, suffix):
-            self._write(self.object_path(digest.md5 + suffix), lambda aside: aside.write_bytes(data), digest)
+            target = self.object_path(digest.md5 + suffix)
+            write_whole(target, lambda file: file.write(data), mode=0o444)
+            self.digests.learn(target, digest)
         return digest
 
     def holds(self, digest: FileDigest, suffix: str = "") -> bool:
         """Say whether the object is here and intact. A damaged one is dropped, unless this is only looking."""
-        path = self.object_path(digest.md5 + suffix)
-        if not path.is_file():
+        path = f"{self.objects}/{digest.md5[:2]}/{digest.md5[2:]}{suffix}"
+        if not os.path.isfile(path):
             return False
         if self.digests.of(path).sha256 == digest.sha256:
             return True
         if not self.looking:
-            with storing(path):
-                path.unlink(missing_ok=True)
+            with storing(path), contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
         return False
 
     def holds_tree(self, tree: Tree) -> bool:
@@ -68,23 +84,28 @@ class Store:
 
     def restore(self, tree: Tree, target: Path) -> None:
         """Make the folder `target` hold exactly `tree`, which the store holds. It appears whole or not at all."""
-        with storing(target):
-            aside = self.new_folder()
+        aside = self.new_folder()
+        try:
             for name, digest in tree.files.items():
                 path = aside / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                clone(self.object_path(digest.md5), path)
-                os.chmod(path, 0o644)
-            self.publish(aside, target)
-            for name, digest in tree.files.items():
-                self.digests.learn(target / name, digest)
+                with storing(target / name):
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    with open(path, "wb") as file:
+                        clone(self.object_path(digest.md5), file)
+            self.publish(aside, target, tree)
+        except BaseException:  # a full disk has no room for what nobody will use
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
 
-    def publish(self, folder: Path, target: Path) -> None:
-        """Move a whole folder to `target`, in the place of what was there."""
+    def publish(self, folder: Path, target: Path, tree: Tree) -> None:
+        """Move a whole folder, which holds `tree`, to `target`, in the place of what was there."""
         with storing(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             self.discard(target)
             os.rename(folder, target)
+            for name, digest in tree.files.items():
+                self.digests.forget(f"{folder}/{name}")
+                self.digests.learn(f"{target}/{name}", digest)
 
     def discard(self, target: Path) -> None:
         """Remove a file or folder of the workspace at one stroke."""
@@ -100,7 +121,10 @@ class Store:
         """Return a new empty folder in which something can be made ready. Raises StoreError."""
         folder = self.scratch / uuid.uuid4().hex
         with storing(folder):
-            folder.mkdir(parents=True)
+            try:
+                os.mkdir(folder)
+            except FileNotFoundError:
+                folder.mkdir(parents=True)
         return folder
 
     def object_path(self, md5: str) -> Path:
@@ -108,39 +132,22 @@ class Store:
 
     def damaged(self) -> Iterator[tuple[Path, str]]:
         """Rehash every object; yield those that are damaged, and why."""
-        if not self.objects.is_dir():
-            return
         for path in sorted(self.objects.glob("??/*")):
-            if path.name.startswith("."):  # a killed build was writing it
-                path.unlink()
-                continue
             expected = path.parent.name + path.name.removesuffix(".dir")
-            self.digests.known.pop(f"digest:{path}", None)
-            found = self.digests.of(path).md5
+            self.digests.forget(path)
+            try:
+                found = self.digests.of(path).md5
+            except StoreError as error:
+                yield path, error.message
+                continue
             if found != expected:
                 yield path, f"its md5 is {found}"
 
-    def _write(self, target: Path, fill: Callable[[Path], object], digest: FileDigest) -> None:
-        with storing(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-            try:
-                fill(aside)
-                with open(aside, "rb") as file:
-                    os.fsync(file.fileno())
-                os.chmod(aside, 0o444)
-                os.replace(aside, target)
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    aside.unlink(missing_ok=True)
-                raise
-        self.digests.learn(target, digest)
 
-
-def clone(source: Path, target: Path) -> None:
+def clone(source: Path | str, target: IO[bytes]) -> None:
     """Copy a file, sharing its blocks where the file system can (never its inode: an edit must not reach the store)."""
-    with open(source, "rb") as reader, open(target, "wb") as writer:
+    with open(source, "rb") as reader:
         try:
-            fcntl.ioctl(writer.fileno(), FICLONE, reader.fileno())
+            fcntl.ioctl(target.fileno(), FICLONE, reader.fileno())
         except OSError:
-            shutil.copyfileobj(reader, writer, 1 << 20)
+            shutil.copyfileobj(reader, target, 1 << 20)

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipelines.digests import Digests, FileDigest, hash_bytes, hash_json
+from pipelines.digests import READING, Digests, FileDigest, hash_bytes, hash_json
 from pipelines.errors import StoreError
 
 
@@ -48,19 +48,19 @@ class Tree:
         return Tree({name: FileDigest(**file) for name, file in value.items()})
 
 
-def read_tree(folder: Path, digests: Digests) -> Tree:
+def read_tree(folder: Path | str, digests: Digests) -> Tree:
     """Return the contents of `folder`. Raises StoreError for what is neither file nor folder."""
-    return Tree({name: digests.of(folder / name) for name in sorted(walk(folder))})
+    return Tree({name: digests.of(f"{folder}/{name}") for name in sorted(walk(folder))})
 
 
-def walk(folder: Path, prefix: str = "") -> Iterator[str]:
+def walk(folder: Path | str, prefix: str = "") -> Iterator[str]:
     """Yield the relative path of every file under `folder`."""
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
                 name = prefix + entry.name
                 if entry.is_dir(follow_symlinks=False):
-                    yield from walk(Path(entry.path), name + "/")
+                    yield from walk(entry.path, name + "/")
                 elif entry.is_file(follow_symlinks=False):
                     yield name
                 else:
@@ -68,4 +68,4 @@ def walk(folder: Path, prefix: str = "") -> Iterator[str]:
                         f"{entry.path} is not a plain file", hint="an artifact holds only files and folders"
                     )
     except OSError as error:
-        raise StoreError(f"{folder} cannot be read: {error.strerror}") from error
+        raise StoreError(f"{folder} cannot be read: {error.strerror or error}", hint=READING) from error

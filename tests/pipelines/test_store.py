@@ -97,9 +97,9 @@ def test_a_read_only_folder_is_a_clear_error(tmp_path: Path) -> None:
 def test_digests_are_remembered_only_while_a_file_stays_as_it_was(tmp_path: Path) -> None:
     path, memory = tmp_path / "a", tmp_path / "digests.json"
     path.write_bytes(b"one")
+    time.sleep(0.05)
     digests = Digests(memory)
     assert digests.of(path) == hash_bytes(b"one")
-    time.sleep(0.05)
     digests.save()
     again = Digests(memory)
     assert list(again.known) == [f"digest:{path}"]
@@ -113,5 +113,6 @@ def test_a_file_changed_just_now_is_not_remembered(tmp_path: Path) -> None:
     digests = Digests(memory)
     path.write_bytes(b"one")
     digests.of(path)
+    time.sleep(0.05)
     digests.save()
     assert Digests(memory).known == {}
