@@ -7,7 +7,6 @@ import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from pipelines.errors import ConfigError, GateError, StageError
 from pipelines.execute import Executor, Needs, Outcome, Schedule, Task
 from pipelines.explain import reason
 from pipelines.files import storing
+from pipelines.history import Journal, history_of
 from pipelines.plan import Node, Plan
 from pipelines.project import Project
 from pipelines.summary import Summary
@@ -34,11 +34,13 @@ def build(
     display: Display,
     jobs: int | None = None,
     keep_going: bool = True,
+    name: str | None = None,
 ) -> tuple[Summary, publish.Publisher | None]:
     """Build all of `plan`. Raises ConfigError (nothing ran) and StoreError.
 
-    A failure stops only what needs it or, without keep_going, all that has not started. Also returns the process that
-    is to publish the summary (see publish.finish), or None where nothing ran.
+    A failure stops only what needs it or, without keep_going, all that has not started. name: what the build is called
+    if it passes. Also returns the process that is to publish the summary (see publish.finish), or None where nothing
+    ran.
     """
     started = time.monotonic()
     if jobs is not None and isinstance(config.executor, RayConfig):
@@ -48,6 +50,7 @@ def build(
             checkout.keys.known(node)  # raises before anything runs
         checkout.clear()
         run = Run(project, config, plan, display, checkout, jobs, keep_going)
+        run.journal = journal = Journal(run.history, plan.nodes, config.overrides)
         try:
             run.all()
         finally:
@@ -56,29 +59,10 @@ def build(
         record.write(checkout, config, plan, run.summary)
         run.summary.seconds = round(time.monotonic() - started, 3)
         publish.keep(project, run.summary)
+        journal.finish(run.summary, name)
+        if name is not None and not run.summary.passed:
+            display.note(f"the build did not pass, and is not called {name}")
     return run.summary, run.publisher
-
-
-def preview(project: Project, plan: Plan) -> Iterator[tuple[Node, str, str]]:
-    """Yield (node, "cached" or "run", why) for each node, as things are now. Nothing is run."""
-    checkout = Checkout(project, looking=True)
-    known: dict[str, str] = {}
-    for node in plan.nodes.values():
-        checkout.keys.known(node)
-    for node in plan.nodes.values():
-        unknown = [need for need in node.inputs.values() if need not in known]
-        if unknown:
-            yield node, "run", f"needs {', '.join(dict.fromkeys(unknown))}"
-            continue
-        ingredients = checkout.keys.ingredients(node, {name: known[need] for name, need in node.inputs.items()})
-        found = checkout.find(node, ingredients)
-        if found is not None:
-            known[node.name] = found.tree.digest
-            yield node, "cached", ""
-        else:
-            yield node, "run", reason(checkout.last(node), ingredients) or "its result is not in the store"
-    with contextlib.suppress(OSError):  # a project that cannot be written can still be planned
-        checkout.digests.save()
 
 
 def run_stage(project: Project, config: Config, plan: Plan, name: str, display: Display) -> Summary:
@@ -134,6 +118,8 @@ class Run:
 
     def __post_init__(self) -> None:
         self.schedule = Schedule(self.plan)
+        self.history = history_of(self.project)
+        self.journal: Journal | None = None
         self.stopped_by = ""
         self._executor: Executor | None = None
 
@@ -204,7 +190,7 @@ class Run:
     def start(self, node: Node) -> None:
         """Give a node to the executor."""
         ingredients = self.ingredients(node)
-        why = reason(self.checkout.last(node), ingredients)
+        why = reason(self.checkout, self.history, node, ingredients)
         task = make_task(self.checkout, self.config, self.plan, node, ingredients, self.needs(node))
         if set_aside(task.scratch.parent):
             kept = f"{self.project.relative(task.scratch.parent.parent)} keeps the last {SCRATCHES} states"
@@ -239,6 +225,8 @@ class Run:
                     memory_mib=outcome.memory_mib,
                 )
             )
+            if self.journal is not None:
+                self.journal.note(self.summary)
             self.conclude(node)
             return
         self.checkout.store.discard(task.out)

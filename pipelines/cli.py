@@ -9,28 +9,15 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING
 
-from pipelines.errors import ConfigError, TapeoutError, nearest, suggestion
+from pipelines.errors import TapeoutError
+from pipelines.options import KEEP, parse
 from pipelines.project import Project, find_project
 
 if TYPE_CHECKING:
+    from pipelines.plan import Plan
     from pipelines.summary import Summary
-
-COMMANDS = {
-    "build": "build what changed; gates decide the exit status",
-    "plan": "the nodes, which would run, and why",
-    "explain": "what a node is made of, and what changed since the last build",
-    "verify": "rehash the store and the workspace, or a bundle, and name what is damaged",
-    "report": "one self-contained HTML page of the last build",
-    "stage": "run one node alone (what dvc.yaml calls)",
-}
-WITH_NAME = {"explain": "NODE", "stage": "NODE", "verify": "PATH"}
-ONLY_FOR = {
-    "jobs": ("build",),
-    "keep_going": ("build",),
-    "multirun": ("build",),
-}  # options that other commands have no use for
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -61,88 +48,18 @@ def main(arguments: list[str] | None = None) -> int:
         return 128 + int(stopped.args[0] if stopped.args else signal.SIGINT)
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse, with our errors."""
-
-    def error(self, message: str) -> NoReturn:
-        words = message.rpartition(": ")[2].split()
-        guess = nearest(words[0], self._option_string_actions) if message.startswith("unrecognized") else ""
-        raise ConfigError(message, hint=guess or "'tapeout --help' lists commands and options")
-
-
-def parse(arguments: list[str]) -> argparse.Namespace:
-    """Return the command, its options and the overrides. Raises ConfigError."""
-    parser = Parser(
-        prog="tapeout",
-        description="\n".join(
-            f"{f'{name} {WITH_NAME.get(name, str())}':<14} {text}" for name, text in COMMANDS.items()
-        ),
-        epilog="Overrides are Hydra's: device=[pixel-8] quantize=int8 quantize.group_size=64 model.path=DIR",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("command", metavar="COMMAND", nargs="?", default="")
-    parser.add_argument("words", metavar="OVERRIDE", nargs="*")
-    parser.add_argument("--json", action="store_true", help="print the summary as JSON on standard output")
-    parser.add_argument(
-        "--config-dir", action="append", default=[], metavar="DIR", help="your own configuration groups"
-    )
-    parser.add_argument(
-        "--project", default=".", metavar="DIR", help="the project, instead of the one around this folder"
-    )
-    parser.add_argument("--jobs", type=int, metavar="N", help="cores that the workers take together; by default all")
-    parser.add_argument(
-        "--keep-going",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="after a failure, finish all that does not need it; the default",
-    )
-    parser.add_argument(
-        "-m",
-        "--multirun",
-        action="store_true",
-        default=None,
-        help="Hydra's sweeps: build each combination of quantize=int4,int8 quantize.bits=range(3,9) and the like",
-    )
-    options = parser.parse_intermixed_args(arguments)
-    if options.command not in COMMANDS:
-        hint = suggestion(options.command, COMMANDS, "commands")
-        what = f"there is no command '{options.command}'" if options.command else "a command is needed"
-        raise ConfigError(what, hint=hint)
-    for name, commands in ONLY_FOR.items():
-        if getattr(options, name) is not None and options.command not in commands:
-            raise ConfigError(
-                f"'tapeout {options.command}' has no use for --{name.replace('_', '-')}",
-                hint=f"it is for: {', '.join(commands)}",
-            )
-    if options.jobs is not None and options.jobs < 1:
-        raise ConfigError(f"--jobs {options.jobs}: at least one worker is needed")
-    options.name = None
-    if options.command in WITH_NAME and options.words and (options.command == "verify" or "=" not in options.words[0]):
-        options.name = options.words.pop(0)
-    if options.command in ("verify", "report") and options.words:
-        raise ConfigError(
-            f"'tapeout {options.command}' has no use for: {' '.join(options.words)}",
-            hint=f"tapeout {options.command} {'[PATH]' if options.command == 'verify' else ''}".rstrip(),
-        )
-    if options.command in ("explain", "stage") and options.name is None:
-        raise ConfigError(f"'tapeout {options.command}' needs a node's name", hint="'tapeout plan' lists them")
-    return options
-
-
 def run(options: argparse.Namespace, project: Project) -> int:
     """Run the command of `options` in `project`."""
-    if options.command == "verify":
-        return verify(project, options)
+    alone = {"verify": verify, "builds": builds, "gc": gc, "build": build}
+    if options.command in alone:
+        return alone[options.command](project, options)
     if options.command == "report":
         from pipelines.report import write_report
 
         print(project.relative(write_report(project)))
         return 0
 
-    if options.command == "build":
-        return build(project, options)
-    from pipelines.build import preview, run_stage
+    from pipelines.build import run_stage
     from pipelines.config import load_config
     from pipelines.display import make_display
     from pipelines.params import check_described, in_experiment, load_params
@@ -150,14 +67,14 @@ def run(options: argparse.Namespace, project: Project) -> int:
 
     experiment = options.command == "stage" and in_experiment()
     config = load_params(project) if experiment else load_config(project, options.words)
-    plan = make_plan(project, config)
+    made = make_plan(project, config)
     if experiment:
-        check_described(plan, options.name)
+        check_described(made, options.target)
     if options.command == "plan":
-        return show_plan(options, list(preview(project, plan)))
+        return plan(project, made, options)
     if options.command == "explain":
-        return explain(project, plan, options)
-    summary = run_stage(project, config, plan, options.name, make_display())
+        return explain(project, made, options)
+    summary = run_stage(project, config, made, options.target, make_display())
     if options.json:
         print(json.dumps(summary.to_json()), flush=True)
     if experiment:  # figures out of bounds are kept too; what needs them does not run
@@ -171,8 +88,11 @@ def build(project: Project, options: argparse.Namespace) -> int:
     from pipelines.build import build
     from pipelines.config import load_config
     from pipelines.display import make_display
+    from pipelines.history import check_name
     from pipelines.plan import make_plan
 
+    if options.name is not None:
+        check_name(options.name)
     runs = [options.words]
     if options.multirun:
         from pipelines.sweep import combinations
@@ -185,7 +105,9 @@ def build(project: Project, options: argparse.Namespace) -> int:
         display = make_display()
         if options.multirun:
             display.note(f"--- {' '.join(words)}")
-        summary, publisher = build(project, config, plan, display, options.jobs, options.keep_going is not False)
+        summary, publisher = build(
+            project, config, plan, display, options.jobs, options.keep_going is not False, options.name
+        )
         summaries.append((" ".join(words), summary))
         if not options.json:
             show_summary(summary)
@@ -221,36 +143,49 @@ def show_sweep(options: argparse.Namespace, summaries: list[tuple[str, Summary]]
         print("\n".join(["", *sweep_table(summaries)]))
 
 
-def show_plan(options: argparse.Namespace, rows: list[tuple[Any, str, str]]) -> int:
-    """Print the plan."""
+def plan(project: Project, plan: Plan, options: argparse.Namespace) -> int:
+    """Print the graph: which nodes would run, and why."""
+    from pipelines.explain import graph, preview
+
+    rows = list(preview(project, plan))
     if options.json:
-        nodes = [
-            {"name": node.name, "stage": node.stage.name, "devices": node.devices, "status": status, "why": why}
-            for node, status, why in rows
-        ]
-        print(json.dumps({"nodes": nodes}))
+        print(json.dumps({"nodes": [row.to_json() for row in rows]}))
     else:
-        for node, status, why in rows:
-            print(f"{node.name:<28} {status:<8} {why}".rstrip())
+        print("\n".join(graph(rows)))
     return 0
 
 
-def explain(project: Project, plan: Any, options: argparse.Namespace) -> int:
+def explain(project: Project, plan: Plan, options: argparse.Namespace) -> int:
     """Print what a node is made of."""
-    from pipelines.checkout import Checkout
-    from pipelines.explain import account, differences
+    from pipelines.explain import explain
 
-    node, checkout = plan.node(options.name), Checkout(project, looking=True)
-    inputs = {}
-    for parameter, need in node.inputs.items():
-        shown = checkout.shown(plan.nodes[need])
-        inputs[parameter] = shown.digest if shown else "not built"
-    ingredients, old = checkout.keys.ingredients(node, inputs), checkout.last(node)
+    account = explain(project, plan, options.target)
+    print(json.dumps(account.to_json()) if options.json else "\n".join(account.lines()))
+    return 0
+
+
+def builds(project: Project, options: argparse.Namespace) -> int:
+    """Print what was built, the newest first."""
+    from pipelines.history import history_of, table
+
+    found = history_of(project).builds
     if options.json:
-        changes = list(differences(old.ingredients, ingredients)) if old else ["not built before"]
-        print(json.dumps({"name": node.name, "ingredients": ingredients, "changes": changes}))
+        print(json.dumps({"builds": [build.to_json() for build in found]}))
     else:
-        print("\n".join(account(checkout, node, ingredients)))
+        print("\n".join(table(found)) if found else "no build yet")
+    return 0
+
+
+def gc(project: Project, options: argparse.Namespace) -> int:
+    """Remove what is not needed any more, and print what that was."""
+    from pipelines.checkout import opened
+    from pipelines.garbage import collect
+
+    keep, dry = KEEP if options.keep is None else options.keep, bool(options.dry_run)
+    with opened(project, waiting) as checkout:
+        garbage = collect(checkout, keep, options.unname, bool(options.shared_cache), dry)
+        found = {"dry_run": dry, **garbage.to_json(checkout)}
+        print(json.dumps(found) if options.json else "\n".join(garbage.lines(checkout, dry)))
     return 0
 
 
@@ -259,18 +194,20 @@ def verify(project: Project, options: argparse.Namespace) -> int:
     from pipelines.checkout import opened
     from pipelines.verify import verify_bundle, verify_store, verify_workspace
 
-    if options.name:
-        damaged = list(verify_bundle(Path(options.name)))
+    if options.target:
+        damaged = list(verify_bundle(Path(options.target)))
     else:
-        with opened(
-            project, lambda: print("another build has this project; waiting for it", file=sys.stderr)
-        ) as checkout:
+        with opened(project, waiting) as checkout:
             damaged = [*verify_store(checkout), *verify_workspace(checkout)]
     if options.json:
         print(json.dumps({"damaged": damaged}))
     else:
         print("\n".join(damaged) or "nothing is damaged")
     return 1 if damaged else 0
+
+
+def waiting() -> None:
+    print("another build has this project; waiting for it", file=sys.stderr)
 
 
 def stop(number: int, frame: FrameType | None) -> None:

@@ -284,4 +284,4 @@ def test_a_users_stage_from_a_config_dir(built: Toy, tmp_path: Path) -> None:
     assert toy.files()["build/make/a"] == b"hello"
     assert toy.build(*words).nodes == {"make": "cached"}
     mine.edit("mystages/make.py", "config.text", "config.text * 2")
-    assert toy.build(*words).why == {"make": "module mystages.make changed"}
+    assert toy.build(*words).why == {"make": f"{mine.root}/mystages/make.py changed"}

@@ -35,27 +35,6 @@ def test_the_command_line_imports_nothing_heavy_in_this_repository(tmp_path: Pat
     assert not imported & {*HEAVY, "transformers", "sklearn", "scipy", "pandas"}
 
 
-def test_plan_says_what_would_run_and_why(toy_built: Toy) -> None:
-    before = toy_built.files()
-    rows = [line.split(maxsplit=2) for line in toy_built.run("plan", "quantize.bits=8").out.splitlines()]
-    assert rows[0] == ["load", "cached"]
-    assert rows[1] == ["quantize", "run", "config.bits 4 -> 8"]
-    assert rows[2] == ["convert", "run", "needs quantize"]
-    nodes = json.loads(toy_built.run("plan", "--json").out)["nodes"]
-    assert {node["status"] for node in nodes} == {"cached"}
-    assert toy_built.files() == before
-
-
-def test_explain_shows_what_a_node_is_made_of(toy_built: Toy) -> None:
-    lines = toy_built.run("explain", "quantize", "quantize.bits=8").out.splitlines()
-    assert lines[0] == "quantize: toystages.quantize.quantize"
-    assert any(line.split() == ["config", "bits", "8", "(was", "4)"] for line in lines)
-    assert any(line.split()[:2] == ["modules", "toystages.folder"] for line in lines)
-    found = json.loads(toy_built.run("explain", "quantize", "quantize.bits=8", "--json").out)
-    assert (found["name"], found["ingredients"]["config"]["bits"]) == ("quantize", 8)
-    assert found["changes"] == ["config.bits 4 -> 8"]
-
-
 def test_verify_names_what_is_damaged_in_the_store(toy_built: Toy) -> None:
     before = toy_built.files()
     assert toy_built.run("verify").status == 0
@@ -94,7 +73,7 @@ def test_verify_names_what_is_damaged_in_the_workspace(toy_built: Toy) -> None:
 
 
 BLOCKED = [".tapeout", "artifacts", "artifacts/build", ".tapeout/staging", ".tapeout/scratch", ".tapeout/logs"]
-BLOCKED += [".tapeout/ledger", ".tapeout/cache", ".tapeout/last.json"]
+BLOCKED += [".tapeout/ledger", ".tapeout/cache", ".tapeout/builds", ".tapeout/last.json"]
 
 
 @pytest.mark.parametrize("name", BLOCKED)
@@ -118,8 +97,9 @@ def test_plan_leaves_a_damaged_object_where_it_is(toy_built: Toy) -> None:
         path.chmod(0o644)
         path.write_bytes(b"x" + path.read_bytes())
     (toy_built.root / "artifacts/phone/model.bin").unlink()
-    rows = [line.split(maxsplit=2) for line in toy_built.run("plan").out.splitlines()]
-    assert ["package-phone", "run", "its result is not in the store"] in rows
+    (row,) = [line for line in toy_built.run("plan").out.splitlines() if line.startswith("package-phone")]
+    assert row.split()[1] == "run"
+    assert row.endswith("its result is not in the store")
     assert toy_built.run("explain", "load").status == 0
     assert all(path.is_file() for path in objects)
 
@@ -213,4 +193,4 @@ def test_ctrl_c_stops_the_workers_and_keeps_what_is_finished(toy: Toy) -> None:
     _, err = process.communicate(timeout=20)
     assert process.returncode == 130
     assert "Traceback" not in err
-    assert toy.run("plan").out.splitlines()[1].split() == ["quantize", "cached"]
+    assert toy.run("plan").out.splitlines()[1].split()[:2] == ["quantize", "cached"]

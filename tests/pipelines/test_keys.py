@@ -7,10 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.digests import Digests, hash_json
-from pipelines.explain import reason
-from pipelines.ledger import Record
 from pipelines.sources import Sources, parse
-from pipelines.tree import Tree
 
 NAMES = st.text(string.ascii_lowercase, min_size=1, max_size=8).filter(lambda name: name.isidentifier())
 PROSE = st.text(string.ascii_letters + " .", max_size=40)
@@ -91,18 +88,3 @@ def test_what_another_parser_found_is_not_used(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("pipelines.sources.PARSER", 0)
     monkeypatch.setattr("pipelines.sources.parse", lambda path: {"meaning": "other", "imports": [], "names": []})
     assert Sources([tmp_path], digests).meaning(tmp_path / "a.py") == "other"
-
-
-def test_reasons_name_what_changed() -> None:
-    old = Record({"config": {"bits": 4}, "modules": {"m": "1"}, "inputs": {}, "libraries": {"torch": "1"}}, Tree({}))
-    cases = {
-        "config.bits 4 -> 8": {**old.ingredients, "config": {"bits": 8}},
-        "module m changed": {**old.ingredients, "modules": {"m": "2"}},
-        "input data changed": {**old.ingredients, "inputs": {"data": "x"}},
-        "library.torch 1 -> 2": {**old.ingredients, "libraries": {"torch": "2"}},
-        "config.bits 4 -> 8, and 1 more": {**old.ingredients, "config": {"bits": 8}, "modules": {"m": "2"}},
-        "": dict(old.ingredients),
-    }
-    for expected, ingredients in cases.items():
-        assert reason(old, ingredients) == expected
-    assert reason(None, {}) == "not built before"

@@ -1,0 +1,266 @@
+"""`tapeout gc`: removes what no named build, none of the last builds, and neither workspace nor dvc.lock needs.
+
+DVC's cache is shared with the user's own data, so only objects go that a dropped record names, and that no kept record,
+no dvc.lock and no .dvc file does. Before anything is removed, the names of those objects are written down; then go the
+records, then the objects. A kill on the way leaves every record whole, and the next gc goes on with the list.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pipelines.checkout import Checkout
+from pipelines.digests import hash_bytes
+from pipelines.errors import ConfigError
+from pipelines.files import storing
+from pipelines.history import Build, history_of
+from pipelines.ledger import Record, read_record
+from pipelines.sealed import read_sealed, write_sealed
+
+ELSEWHERE = (".git", ".dvc", ".tapeout", "node_modules")  # folders that hold no dvc.lock and no .dvc file
+
+
+@dataclass
+class Garbage:
+    """What is to go. builds: entries; those in `trimmed` stay, since they made what is kept. objects: by their names in
+    DVC's cache, an md5 or an md5 with .dir. workspace: folders under artifacts/ and, after each, its record."""
+
+    builds: list[Build] = field(default_factory=list)
+    trimmed: list[Build] = field(default_factory=list)
+    unnamed: list[Build] = field(default_factory=list)
+    records: list[Path] = field(default_factory=list)
+    objects: set[str] = field(default_factory=set)
+    workspace: list[Path] = field(default_factory=list)
+    logs: list[Path] = field(default_factory=list)
+    sizes: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def bytes(self) -> int:
+        return sum(self.sizes.values())
+
+    def to_json(self, checkout: Checkout) -> dict[str, Any]:
+        relative = checkout.project.relative
+        return {
+            "builds": [build.number for build in self.dropped],
+            "records": [path.stem for path in self.records],
+            "objects": sorted(self.objects),
+            "workspace": [relative(path) for path in self.workspace],
+            "logs": [relative(path) for path in self.logs],
+            "bytes": self.bytes,
+            "sizes": self.sizes,
+        }
+
+    @property
+    def dropped(self) -> list[Build]:
+        """The builds that are let go, the newest first."""
+        return sorted([*self.builds, *self.trimmed], key=lambda build: -build.number)
+
+    def lines(self, checkout: Checkout, dry: bool) -> Iterator[str]:
+        """Yield what goes, in words."""
+        relative = checkout.project.relative
+        for build in self.unnamed:
+            yield f"no longer called {build.name}: {replace(build, name=None).title}"
+        for build in self.dropped:
+            yield f"build    {build.title.removeprefix('build ')}"
+        yield from (f"folder   {relative(path)}" for path in self.workspace if path.suffix != ".json")
+        yield from (f"log      {relative(path)}" for path in self.logs)
+        parts = [f"{len(self.dropped)} builds", f"{len(self.records)} results"]
+        parts += [f"{len(self.objects)} objects", f"{len(self.workspace) // 2} folders", f"{len(self.logs)} logs"]
+        if not (self.dropped or self.records or self.objects or self.workspace or self.logs):
+            yield "nothing to remove: all is needed"
+        else:
+            yield f"{'would remove' if dry else 'removed'} {', '.join(parts)}: {amount(self.bytes)}"
+
+
+def collect(checkout: Checkout, keep: int, unname: str | None, shared: bool, dry: bool) -> Garbage:
+    """Remove what is not needed, unless `dry`; return what that is. Takes an opened checkout.
+
+    keep: how many of the last builds are kept besides those with a name. unname: a name to take away first. shared:
+    also remove from a cache outside the project. Raises ConfigError (nothing was removed) and StoreError.
+    """
+    project = checkout.project
+    if not shared and not project.cache.is_relative_to(project.root):
+        raise ConfigError(
+            f"the cache {project.cache} lies outside this project, and other projects may use it",
+            hint="if none does, say so with --shared-cache; what their .dvc files name is not seen from here",
+        )
+    garbage = find_garbage(checkout, keep, unname)
+    if not dry:
+        remove(checkout, garbage)
+    return garbage
+
+
+def find_garbage(checkout: Checkout, keep: int, unname: str | None) -> Garbage:
+    """Return what neither the kept builds nor the workspace nor DVC's files need."""
+    history, store, garbage = history_of(checkout.project), checkout.store, Garbage()
+    garbage.unnamed = history.named(unname) if unname else []
+    builds = [replace(build, name=None) if build.name == unname else build for build in history.builds]
+    kept = kept_builds(builds, keep)
+    named = names_in_dvc(checkout)
+    nodes = {node for build in kept for node in build.nodes}
+    keys = {key for build in kept for key in build.keys}
+    current = set(builds[0].nodes) if builds else None
+
+    records: list[Record] = []
+    for path in sorted((checkout.project.artifacts / "build").glob("*.json")):
+        record = read_record(path)
+        if record is None:
+            continue
+        if current is None or path.stem in current or record.key in keys or name_of(record) in named:
+            records.append(record)
+            nodes.add(path.stem)
+        else:
+            garbage.workspace += [folder_of(checkout, path, record), path]
+    keys |= {record.key for record in records}
+    gone: list[Record] = []
+    for path in checkout.ledger.records():
+        record = read_record(path)
+        needed = path.stem in keys or (record is not None and name_of(record) in named)
+        if not needed:
+            garbage.records.append(path)
+        if record is not None:
+            (records if needed else gone).append(record)
+    gone += [record for path in garbage.workspace if (record := read_record(path))]
+
+    keys |= {record.key for record in records}
+    candidates = {name for record in gone for name in names_of(record)} | left_over(checkout)
+    if store.objects.is_relative_to(checkout.project.state):  # not DVC's cache: all in it is Tapeout's
+        candidates |= {path.parent.name + path.name for path in store.objects.glob("??/*")}
+    candidates -= named.union(*(names_of(record) for record in records))
+    garbage.objects = {name for name in candidates if store.object_path(name).is_file()}
+    for build in builds:
+        if build not in kept and not (build.dropped and build.made & keys):
+            (garbage.trimmed if build.made & keys else garbage.builds).append(build)
+    logs = sorted((checkout.project.state / "logs").glob("*.log"))
+    garbage.logs = [path for path in logs if builds and path.stem not in nodes]
+    objects = [store.object_path(name) for name in garbage.objects]
+    places = {"records": garbage.records, "objects": objects, "workspace": garbage.workspace, "logs": garbage.logs}
+    garbage.sizes = {name: sum(map(size_of, paths)) for name, paths in places.items()}
+    return garbage
+
+
+def kept_builds(builds: list[Build], keep: int) -> list[Build]:
+    """Return the builds with a name and the last `keep` that ended, with those between them that did not."""
+    ended = [build for build in builds if build.passed is not None]
+    oldest = ended[min(keep, len(ended)) - 1].number if ended and keep else float("inf")
+    newest = ended[0].number if ended else 0
+    return [
+        build
+        for build in builds
+        if build.name or (not build.dropped and (build.number >= oldest or build.number > newest))
+    ]
+
+
+def names_in_dvc(checkout: Checkout) -> set[str]:
+    """Return the objects that DVC's files in the project name, those in folders among them. Raises ConfigError."""
+    import yaml
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    found: set[str] = set()
+    for path in dvc_files(checkout.project.root):
+        try:
+            found |= set(md5s_in(yaml.load(path.read_bytes(), Loader=loader)))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            name = checkout.project.relative(path)
+            raise ConfigError(
+                f"{name} cannot be read: {' '.join(str(error).split())}",
+                hint="mend it first: what it needs must stay; nothing was removed",
+            ) from error
+    for name in [name for name in found if name.endswith(".dir")]:
+        try:
+            found |= {str(each["md5"]) for each in json.loads(checkout.store.object_path(name).read_bytes())}
+        except (OSError, ValueError, TypeError, KeyError):  # not here, and so are its files
+            continue
+    return found
+
+
+def dvc_files(root: Path) -> Iterator[Path]:
+    """Yield each dvc.lock and .dvc file of the project."""
+    for folder, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if name not in ELSEWHERE]
+        if "pyvenv.cfg" in files:
+            folders.clear()
+            continue
+        yield from (Path(folder, name) for name in files if name == "dvc.lock" or name.endswith(".dvc"))
+
+
+def md5s_in(value: Any) -> Iterator[str]:
+    """Yield every "md5" in what a file of DVC's holds."""
+    if isinstance(value, dict):
+        if isinstance(value.get("md5"), str):
+            yield value["md5"]
+        value = list(value.values())
+    for each in value if isinstance(value, list) else ():
+        yield from md5s_in(each)
+
+
+def names_of(record: Record) -> set[str]:
+    """Return the objects that a record stands for: its files, their listing, and the record itself."""
+    files = {file.md5 for file in record.tree.files.values()}
+    return {*files, f"{record.tree.listing_digest.md5}.dir", name_of(record)}
+
+
+def name_of(record: Record) -> str:
+    """Return the object that a record is in the cache, as an out of its node in dvc.lock."""
+    return hash_bytes(record.data).md5
+
+
+def folder_of(checkout: Checkout, path: Path, record: Record) -> Path:
+    """Return the folder beside a record of the workspace, or a bundle's."""
+    device = (record.ingredients.get("device") or {}).get("")
+    return checkout.project.artifacts / device if device else path.with_suffix("")
+
+
+def remove(checkout: Checkout, garbage: Garbage) -> None:
+    """Remove it, in an order in which a kill leaves nothing wrong. Raises StoreError."""
+    project, history = checkout.project, history_of(checkout.project)
+    for build in garbage.unnamed:
+        history.write(replace(build, name=None))
+    if garbage.objects:
+        write_sealed(left_over_file(checkout), {"objects": sorted(garbage.objects)})
+    for path in garbage.workspace:  # a folder before its record, which would otherwise be nobody's
+        checkout.store.discard(path)
+    unlink(garbage.records)
+    unlink(checkout.store.object_path(name) for name in garbage.objects)
+    unlink(garbage.logs)
+    for build in garbage.trimmed:
+        history.write(replace(build, name=None, dropped=True))
+    for build in garbage.builds:
+        history.drop(build)
+    unlink([left_over_file(checkout)])
+    for folder in (*project.state.glob("ledger/??"), *checkout.store.objects.glob("??")):
+        if not any(folder.iterdir()):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def left_over(checkout: Checkout) -> set[str]:
+    """Return the objects that a gc which was killed wanted to remove; a build since may need some again."""
+    return set((read_sealed(left_over_file(checkout)) or {}).get("objects", ()))
+
+
+def left_over_file(checkout: Checkout) -> Path:
+    return checkout.project.state / "gc.json"
+
+
+def unlink(paths: Iterable[Path]) -> None:
+    for path in paths:
+        with storing(path):
+            path.unlink(missing_ok=True)
+
+
+def size_of(path: Path) -> int:
+    """Return the bytes of a file, or of all files in a folder."""
+    if path.is_dir():
+        return sum(each.stat().st_size for each in path.rglob("*") if each.is_file())
+    return path.stat().st_size if path.is_file() else 0
+
+
+def amount(size: int) -> str:
+    """Return a number of bytes in words."""
+    return f"{size} bytes" if size < 2**20 else f"{size / 2**20:.1f} MiB"
