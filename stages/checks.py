@@ -60,6 +60,11 @@ def validation(config: ValidateConfig, device: DeviceProfile | None = None) -> N
         )
     for gate in config.gates:
         _check_gate(gate)
+    if device and device.budgets.size_mib is not None and device.budgets.size_mib <= 0:
+        raise ConfigError(
+            f"device {device.name}: budgets.size_mib is {device.budgets.size_mib}",
+            hint="expected a number above 0, or null for no limit",
+        )
 
 
 def questions(config: QuestionsConfig, device: DeviceProfile | None = None) -> None:

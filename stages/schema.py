@@ -99,12 +99,20 @@ class QuantizeConfig:
 
 
 @dataclass
+class Budgets:
+    """What a bundle may take on a device, null where there is no limit. size_mib: bytes of its model files, in MiB."""
+
+    size_mib: float | None
+
+
+@dataclass
 class DeviceProfile:
     """A device as the stages see it. memory_gib is what the device has; weight_formats is what its runtime can hold.
 
     compute_units (Core ML) and execution_providers (ONNX Runtime) are in order of preference.
     accuracy_level (ONNX Runtime): 4 rounds the inputs of quantized products to int8, 1 keeps them float32.
-    overrides: {group: {key: value}}, this device's departures from the other groups.
+    budgets: what is held against every build as gates. overrides: {group: {key: value}}, this device's departures from
+    the other groups.
     """
 
     name: str
@@ -119,6 +127,7 @@ class DeviceProfile:
     accuracy_level: int
     context: int
     prefill_chunk: int
+    budgets: Budgets
     overrides: dict[str, Any]
 
 

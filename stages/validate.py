@@ -5,13 +5,13 @@ from stages.artifacts import DeviceModel, QuantizedModel, Validation
 from stages.data.image import preprocess
 from stages.data.source import Example, question_source
 from stages.evaluation.answers import Answer, preprocessed, prompt_format, read_answers, write_answers
-from stages.evaluation.gates import check_gates
+from stages.evaluation.gates import check_budgets, check_gates
 from stages.evaluation.metrics import compare
 from stages.evaluation.scores import score
 from stages.evaluation.torch_answers import agreement, encode_images
 from stages.runtimes.generate import generate
 from stages.runtimes.opening import open_session
-from stages.schema import ValidateConfig
+from stages.schema import DeviceProfile, ValidateConfig
 
 
 def validate(
@@ -19,6 +19,7 @@ def validate(
     model: QuantizedModel,
     device_model: DeviceModel,
     config: ValidateConfig,
+    device: DeviceProfile,
     work: Workspace,
 ) -> Validation:
     """metrics.json: accuracy, retention and its interval a task; parity with torch; size; gates. answers.jsonl."""
@@ -33,7 +34,7 @@ def validate(
         "parity": _parity(model, examples, answers),
         "size_bytes": sum(path.stat().st_size for path in device_model.path.rglob("*") if path.is_file()),
     }
-    metrics["gates"] = check_gates(metrics, config.gates)
+    metrics["gates"] = check_gates(metrics, config.gates) + check_budgets(metrics, device.budgets)
     result.write_json("metrics.json", metrics)
     return result
 

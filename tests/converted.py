@@ -12,7 +12,7 @@ from stages.artifacts import DeviceModel, QuantizedModel
 from stages.convert import convert
 from stages.models.qwen2 import MaskedContext
 from stages.runtimes.ort import OnnxSession
-from stages.schema import DeviceProfile, Runtime
+from stages.schema import Budgets, DeviceProfile, Runtime
 from tests.rounded import rounded
 from tests.toy import toy_checkpoint
 
@@ -48,6 +48,7 @@ def profile(accuracy_level: int = 1) -> DeviceProfile:
         accuracy_level=accuracy_level,
         context=CONTEXT,
         prefill_chunk=32,
+        budgets=Budgets(size_mib=None),
         overrides={},
     )
 

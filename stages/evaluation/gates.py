@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipelines.errors import ConfigError, nearest
-from stages.schema import Gate
+from stages.schema import Budgets, Gate
 
 
 def check_gates(metrics: dict[str, Any], gates: Sequence[Gate]) -> list[dict[str, Any]]:
@@ -30,6 +30,15 @@ def check_gates(metrics: dict[str, Any], gates: Sequence[Gate]) -> list[dict[str
                         }
                     )
     return results
+
+
+def check_budgets(metrics: dict[str, Any], budgets: Budgets) -> list[dict[str, Any]]:
+    """The device's budgets as gates, in the form of `check_gates`."""
+    if budgets.size_mib is None:
+        return []
+    size = metrics["size_bytes"] / 2**20
+    gate = {"metric": "budget.size_mib", "task": None, "value": size, "bound": budgets.size_mib, "kind": "max"}
+    return [{**gate, "passed": size <= budgets.size_mib}]
 
 
 def _values(metrics: dict[str, Any], gate: Gate) -> list[tuple[str | None, float]]:

@@ -126,3 +126,8 @@ def test_the_plan_imports_nothing_heavy():
     script = "import sys, json, stages.checks; print(json.dumps(sorted(sys.modules)))"
     loaded = json.loads(subprocess.run([sys.executable, "-c", script], cwd=PROJECT, capture_output=True).stdout)
     assert not {"numpy", "torch", "coremltools", "onnx"} & set(loaded)
+
+
+def test_a_budget_of_nothing_is_refused() -> None:
+    device = group("device", ONNX, budgets={"size_mib": 0})
+    assert "budgets.size_mib is 0" in refused(validation, group("validate"), device)

@@ -29,7 +29,7 @@ from stages.models.qwen2 import MaskedContext
 from stages.quantizers.store import StoreWriter
 from stages.runtimes.coreml_reference import CoreMLSession
 from stages.runtimes.generate import generate, prefill
-from stages.schema import DeviceProfile, Runtime
+from stages.schema import Budgets, DeviceProfile, Runtime
 from tests.rounded import rounded
 from tests.toy import toy_checkpoint
 
@@ -80,6 +80,7 @@ def profile(context: int = CONTEXT, chunk: int = CHUNK) -> DeviceProfile:
         accuracy_level=0,
         context=context,
         prefill_chunk=chunk,
+        budgets=Budgets(size_mib=None),
         overrides={},
     )
 

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from pipelines.errors import ConfigError
 from stages.evaluation.bootstrap import retention
-from stages.evaluation.gates import check_gates
+from stages.evaluation.gates import check_budgets, check_gates
 from stages.evaluation.scores import score
 from stages.evaluation.torch_answers import agreement, encode_images, generate
 from stages.models.qwen2 import MaskedContext
-from stages.schema import Gate
+from stages.schema import Budgets, Gate
 from tests.toy import toy_checkpoint
 
 METRICS = {
@@ -92,6 +92,11 @@ def test_unpaired_scores_are_refused() -> None:
 )
 def test_gates(gate: Gate, passed: list[bool]) -> None:
     assert [result["passed"] for result in check_gates(METRICS, [gate])] == passed
+
+
+@pytest.mark.parametrize(("size_mib", "passed"), [(None, []), (0.001, [True]), (0.0005, [False])])
+def test_a_budget_is_a_gate(size_mib: float | None, passed: list[bool]) -> None:
+    assert [gate["passed"] for gate in check_budgets(METRICS, Budgets(size_mib))] == passed
 
 
 @pytest.mark.parametrize(
