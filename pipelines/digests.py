@@ -69,6 +69,11 @@ class Digests:
         """Let the file at `path` be hashed anew when it is asked for."""
         self.changed |= self.known.pop(f"digest:{path}", None) is not None
 
+    def forget_all(self) -> None:
+        """Let every file be hashed anew."""
+        self.known.clear()
+        self.changed = True
+
     def save(self) -> None:
         """Write the memory, less files that are gone or that changed so recently that another change would not show.
 

@@ -7,7 +7,6 @@ has no summary yet and no run in MLflow; what its finished stages measured is lo
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -18,8 +17,9 @@ from typing import Any
 import pipelines
 from pipelines.config import Config
 from pipelines.display import Display
-from pipelines.files import storing, write_file
+from pipelines.files import storing
 from pipelines.project import Project
+from pipelines.sealed import read_sealed, write_sealed
 from pipelines.summary import Summary
 
 PATIENCE = 120.0  # s that a finished build waits for MLflow
@@ -50,7 +50,7 @@ def finish(publisher: Publisher | None, project: Project, config: Config, summar
     if config.tracking.kind != "mlflow":
         return
     if publisher is not None:
-        write_file(outbox / f"{time.time_ns()}.json", json.dumps(payload(config, summary)).encode())
+        write_sealed(outbox / f"{time.time_ns()}.json", payload(config, summary))
     waiting = sorted(outbox.glob("*.json")) if outbox.is_dir() else []
     if not waiting:
         return
@@ -70,7 +70,7 @@ def finish(publisher: Publisher | None, project: Project, config: Config, summar
 
 def keep(project: Project, summary: Summary) -> None:
     """Write the summary where `tapeout report` looks for it."""
-    write_file(project.state / "last.json", json.dumps(summary.to_json(), indent=1).encode())
+    write_sealed(project.state / "last.json", summary.to_json())
 
 
 def payload(config: Config, summary: Summary) -> dict[str, Any]:
@@ -94,7 +94,11 @@ def main() -> None:
     for name in sys.stdin.read().split("\n"):
         path = Path(name)
         if name and path.is_file():
-            publish(mlflow, json.loads(path.read_text(encoding="utf-8")))
+            waiting = read_sealed(path)
+            if waiting is None:
+                print(f"{path} is damaged: that build is not recorded in MLflow", file=sys.stderr)
+            else:
+                publish(mlflow, waiting)
             path.unlink()
 
 

@@ -8,7 +8,6 @@ without DVC (schema 2.0).
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from pipelines.digests import hash_bytes, hash_json
 from pipelines.files import write_file
 from pipelines.ledger import Record
 from pipelines.plan import Node, Plan
+from pipelines.sealed import read_sealed, write_sealed
 from pipelines.summary import Summary
 
 HEADER = "# Written by `tapeout build` for the plan that it built last; conf/ is where to change it.\n"
@@ -162,12 +162,8 @@ def sealed(checkout: Checkout, marks: dict[str, str]) -> dict[str, list[str]]:
 
 def read_marks(checkout: Checkout) -> dict[str, Any]:
     """Return what was written last, as `sealed` put it."""
-    try:
-        found = json.loads((checkout.project.state / MEMORY).read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    return read_sealed(checkout.project.state / MEMORY) or {}
 
 
 def write_marks(checkout: Checkout, marks: dict[str, Any]) -> None:
-    write_file(checkout.project.state / MEMORY, json.dumps(marks).encode())
+    write_sealed(checkout.project.state / MEMORY, marks)

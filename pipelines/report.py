@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from pipelines.errors import ConfigError
 from pipelines.files import write_file
 from pipelines.gates import describe
 from pipelines.project import Project
+from pipelines.sealed import read_sealed
 from pipelines.tables import mebibytes, number, percent
 
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:#1b1b1b}
@@ -25,10 +25,12 @@ def write_report(project: Project) -> Path:
     source = project.state / "last.json"
     if not source.is_file():
         raise ConfigError("there is no build to report", hint="run 'tapeout build' first")
-    try:
-        summary = json.loads(source.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{source} is damaged: {error}", hint="run 'tapeout build' again, which writes it") from error
+    summary = read_sealed(source)
+    if summary is None:
+        raise ConfigError(
+            f"{source} is damaged: the last build's summary is not as it was written",
+            hint="run 'tapeout build' again, which writes it",
+        )
     target = project.artifacts / "report.html"
     write_file(target, ("\n".join(page(summary)) + "\n").encode())
     return target

@@ -132,7 +132,7 @@ class Store:
 
     def damaged(self) -> Iterator[tuple[Path, str]]:
         """Rehash every object; yield those that are damaged, and why."""
-        for path in sorted(self.objects.glob("??/*")):
+        for path in sorted(self.objects.glob("??/[!.]*")):  # a dot: not whole, and never taken for an object
             expected = path.parent.name + path.name.removesuffix(".dir")
             self.digests.forget(path)
             try:

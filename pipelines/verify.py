@@ -7,25 +7,69 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipelines.checkout import Checkout
-from pipelines.digests import FileDigest, hash_file
-from pipelines.errors import ConfigError
+from pipelines.digests import FileDigest, hash_bytes, hash_file
+from pipelines.errors import ConfigError, StoreError
+from pipelines.files import storing
 from pipelines.ledger import read_record
+from pipelines.sealed import read_sealed
 from pipelines.tree import walk
+
+AGAIN = "'tapeout build' makes it again"
 
 
 def verify_store(checkout: Checkout) -> Iterator[str]:
-    """Rehash every object and every record; drop what is damaged, and yield its name. The next build makes it again."""
+    """Read all that Tapeout keeps; drop what is damaged, and yield its name. The next build makes that again.
+
+    What is remembered of files is forgotten first, so that everything is hashed, by the next build too. Objects of
+    DVC's that no record names are named only: Tapeout could not make them again.
+    """
+    yield from verify_memories(checkout)
+    checkout.digests.forget_all()
+    own = objects_of(checkout)
     for path, why in checkout.store.damaged():
-        path.unlink()
-        yield f"{checkout.project.relative(path)}: {why}; dropped"
+        name = checkout.project.relative(path)
+        if path.parent.name + path.name in own or checkout.store.objects.is_relative_to(checkout.project.state):
+            yield drop(path, f"{name}: {why}; dropped, {AGAIN}")
+        else:
+            yield f"{name}: {why}; no record here names it, so it is DVC's or an old one: remove it, then 'dvc fetch'"
     for path in checkout.ledger.records():
-        record = read_record(path)
-        if record is None or record.key != path.stem:
-            path.unlink()
-            yield f"{checkout.project.relative(path)}: it contradicts itself; dropped"
+        record, name = read_record(path), checkout.project.relative(path)
+        if record is None or record.key != path.stem or not record.sound:
+            yield drop(path, f"{name}: not as it was written; dropped, {AGAIN}")
         elif not checkout.store.holds_tree(record.tree):
-            path.unlink()
-            yield f"{checkout.project.relative(path)}: an object of it is gone; dropped"
+            yield drop(path, f"{name}: an object that it names is gone; dropped, {AGAIN}")
+
+
+def verify_memories(checkout: Checkout) -> Iterator[str]:
+    """Yield the sealed files that are not as they were written, and the files of DVC's that a build wrote otherwise."""
+    state, root = checkout.project.state, checkout.project.root
+    memories = [state / name for name in ("digests.json", "recorded.json", "last.json")]
+    waiting = {path: "that build is not recorded in MLflow" for path in sorted((state / "outbox").glob("*.json"))}
+    for path in [*memories, *sorted((state / "configurations").glob("*.json")), *waiting]:
+        if path.is_file() and read_sealed(path) is None:
+            name = checkout.project.relative(path)
+            yield drop(path, f"{name}: not as it was written; dropped, {waiting.get(path, AGAIN)}")
+    for name, (_, written) in sorted((read_sealed(state / "recorded.json") or {}).items()):
+        path = root / name
+        if (hash_file(path)[0] if path.is_file() else hash_bytes(b"").sha256) != written:
+            yield f"{name}: not what the last build wrote; 'tapeout build' writes it again"
+
+
+def objects_of(checkout: Checkout) -> set[str]:
+    """Return the names of the objects that records here name, and so that Tapeout made."""
+    found: set[str] = set()
+    for path in [*checkout.ledger.records(), *(checkout.project.artifacts / "build").glob("*.json")]:
+        if record := read_record(path):
+            files = {file.md5 for file in record.tree.files.values()}
+            found |= files | {record.tree.listing_digest.md5 + ".dir", hash_bytes(record.data).md5}
+    return found
+
+
+def drop(path: Path, line: str) -> str:
+    """Remove a damaged file; return the line that says so."""
+    with storing(path):
+        path.unlink(missing_ok=True)
+    return line
 
 
 def verify_workspace(checkout: Checkout) -> Iterator[str]:
@@ -34,15 +78,15 @@ def verify_workspace(checkout: Checkout) -> Iterator[str]:
     base, recorded = project.artifacts / "build", set()
     for path in sorted(base.glob("*.json")):
         record, name = read_record(path), project.relative(path)
-        if record is None:
-            yield f"{name}: it contradicts itself; 'tapeout build' puts it right"
+        if record is None or not record.sound:
+            yield f"{name}: not as it was written; 'tapeout build' puts it right"
             continue
         device = (record.ingredients.get("device") or {}).get("")  # what only a bundle's key has
         folder = project.artifacts / device if device else base / path.stem
         recorded.add(folder)
         found = set(walk(folder)) if folder.is_dir() else set()
         for each in sorted(found | set(record.tree.files)):
-            wrong = difference(folder / each, record.tree.files.get(each))
+            wrong = difference(checkout, folder / each, record.tree.files.get(each))
             if wrong:
                 yield f"{project.relative(folder / each)}: {wrong}; 'tapeout build' puts it right"
     for folder in sorted(base.iterdir() if base.is_dir() else ()):
@@ -50,13 +94,17 @@ def verify_workspace(checkout: Checkout) -> Iterator[str]:
             yield f"{project.relative(folder)}: no record says what it should be"
 
 
-def difference(path: Path, expected: FileDigest | None) -> str:
+def difference(checkout: Checkout, path: Path, expected: FileDigest | None) -> str:
     """Return what is wrong with a file, or ""."""
     if expected is None:
         return "not in the record"
     if not path.is_file():
         return "missing"
-    found = hash_file(path)[0]
+    checkout.digests.forget(path)
+    try:
+        found = checkout.digests.of(path).sha256
+    except StoreError as error:
+        return error.message
     return "" if found == expected.sha256 else f"its sha256 is {found}, and the record says {expected.sha256}"
 
 
