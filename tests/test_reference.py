@@ -145,6 +145,24 @@ def spare(built: Clone, tmp_path: Path) -> Clone:
 
 
 @pytest.mark.parametrize(
+    ("words", "stages"),
+    [
+        ([], []),
+        (["device.pixel-8.budgets.size_mib=30"], ["validate", "package"]),
+        (["+device.pixel-8.overrides.quantize.group_size=64"], ["quantize", "convert", "validate", "package"]),
+    ],
+)
+def test_a_change_for_one_device_leaves_the_others_cached(spare: Clone, words: list[str], stages: list[str]) -> None:
+    for name in ("gptq.py", "packing.py"):
+        path = spare.folder / "stages/quantizers" / name
+        path.write_text(path.read_text() + "# This comment says nothing.\n")
+    done = spare.tapeout("plan", "--json", *QUICK, *words)
+    assert done.returncode == 0, done.stderr
+    runs = [node["name"] for node in json.loads(done.stdout)["nodes"] if node["status"] == "run"]
+    assert runs == [f"{stage}-pixel-8" for stage in stages]
+
+
+@pytest.mark.parametrize(
     ("words", "status", "parts"),
     [
         (["quantize=palette4", "device=[pixel-8]"], 2, ["pixel-8", "cannot hold", "palette-4", "affine-int4"]),
