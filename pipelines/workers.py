@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
@@ -41,12 +41,13 @@ ENVIRONMENT = {
 
 @dataclass
 class Worker:
-    """A process, our end of the line to it, and what it is doing."""
+    """A process, our end of the line to it, what it is doing, and what it has run: its imports are done."""
 
     process: subprocess.Popen[bytes]
     line: Connection
     task: Task | None = None
     since: float = 0.0
+    ran: set[str] = field(default_factory=set)
 
 
 class LocalExecutor:
@@ -69,8 +70,9 @@ class LocalExecutor:
 
     def submit(self, task: Task) -> None:
         idle = [worker for worker in self.workers if worker.task is None]
-        worker = idle[0] if idle else self._start(task)
+        worker = max(idle, key=lambda each: task.run in each.ran) if idle else self._start(task)
         worker.task, worker.since = task, time.monotonic()
+        worker.ran.add(task.run)
         try:
             worker.line.send(task)
         except OSError:  # it died while idle; `wait` will find it, so give the task to a new one
