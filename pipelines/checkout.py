@@ -73,13 +73,12 @@ class Checkout:
         """Remove the files that a killed process was writing beside their places."""
         root, state = self.project.root, self.project.state
         artifacts = self.project.artifacts
-        places = (root, artifacts, artifacts / "build", state, state / "outbox", *self.ledger.folder.glob("??"))
+        own = (state / name for name in ("", "builds", "configurations", "outbox"))
+        places = (root, artifacts, artifacts / "build", *own, *self.ledger.folder.glob("??"))
         for folder in (*places, *self.store.objects.glob("??")):
             for path in folder.glob(".*"):
                 if re.fullmatch(r"[0-9a-f]{32}", path.name.rpartition(".")[2]) and path.is_file():
                     path.unlink(missing_ok=True)
-        for path in state.glob(f"{self.digests.path.name}.*"):
-            path.unlink(missing_ok=True)
         self.clear()
 
     def key_of(self, ingredients: Mapping[str, Any]) -> str:

@@ -44,11 +44,13 @@ def verify_memories(checkout: Checkout) -> Iterator[str]:
     """Yield the sealed files that are not as they were written, and the files of DVC's that a build wrote otherwise."""
     state, root = checkout.project.state, checkout.project.root
     memories = [state / name for name in ("digests.json", "recorded.json", "last.json")]
-    waiting = {path: "that build is not recorded in MLflow" for path in sorted((state / "outbox").glob("*.json"))}
-    for path in [*memories, *sorted((state / "configurations").glob("*.json")), *waiting]:
+    memories += sorted((state / "configurations").glob("*.json"))
+    lost = {path: "that build is not recorded in MLflow" for path in sorted((state / "outbox").glob("*.json"))}
+    lost |= {path: "'tapeout builds' no longer knows that build" for path in sorted((state / "builds").glob("*.json"))}
+    for path in [*memories, *lost]:
         if path.is_file() and read_sealed(path) is None:
             name = checkout.project.relative(path)
-            yield drop(path, f"{name}: not as it was written; dropped, {waiting.get(path, AGAIN)}")
+            yield drop(path, f"{name}: not as it was written; dropped, {lost.get(path, AGAIN)}")
     for name, (_, written) in sorted((read_sealed(state / "recorded.json") or {}).items()):
         path = root / name
         if (hash_file(path)[0] if path.is_file() else hash_bytes(b"").sha256) != written:
