@@ -17,7 +17,7 @@ from typing import Any
 
 from pipelines.checkout import Checkout
 from pipelines.digests import hash_bytes
-from pipelines.errors import ConfigError
+from pipelines.errors import ConfigError, StoreError
 from pipelines.files import storing
 from pipelines.history import Build, history_of
 from pipelines.ledger import Record, read_record
@@ -99,46 +99,53 @@ def collect(checkout: Checkout, keep: int, unname: str | None, shared: bool, dry
 def find_garbage(checkout: Checkout, keep: int, unname: str | None) -> Garbage:
     """Return what neither the kept builds nor the workspace nor DVC's files need."""
     history, store, garbage = history_of(checkout.project), checkout.store, Garbage()
+    for number in history.damaged():
+        raise StoreError(
+            f"{checkout.project.relative(history.path(number))} is damaged: what build {number} needs is not known",
+            hint="delete it to let go of that build; nothing was removed",
+        )
     garbage.unnamed = history.named(unname) if unname else []
     builds = [replace(build, name=None) if build.name == unname else build for build in history.builds]
-    kept = kept_builds(builds, keep)
-    named = names_in_dvc(checkout)
-    nodes = {node for build in kept for node in build.nodes}
-    keys = {key for build in kept for key in build.keys}
+    kept, named = kept_builds(builds, keep), names_in_dvc(checkout)
     current = set(builds[0].nodes) if builds else None
+    results = {result for build in kept for result in build.nodes.items()}
+    needed: list[Record] = []
+    gone: list[Record] = []
 
-    records: list[Record] = []
+    nodes = {node for node, _ in results}
     for path in sorted((checkout.project.artifacts / "build").glob("*.json")):
         record = read_record(path)
-        if record is None:
+        if record is None:  # `verify` names it, and a build puts it right
             continue
-        if current is None or path.stem in current or record.key in keys or name_of(record) in named:
-            records.append(record)
+        if current is None or path.stem in current or (path.stem, record.key) in results or name_of(record) in named:
+            needed.append(record)
             nodes.add(path.stem)
         else:
+            gone.append(record)
             garbage.workspace += [folder_of(checkout, path, record), path]
-    keys |= {record.key for record in records}
-    gone: list[Record] = []
+    garbage.logs = sorted(
+        path for path in (checkout.project.state / "logs").glob("*.log") if builds and path.stem not in nodes
+    )
+
+    keys = {record.key for record in needed} | {key for _, key in results if key}
     for path in checkout.ledger.records():
         record = read_record(path)
-        needed = path.stem in keys or (record is not None and name_of(record) in named)
-        if not needed:
+        if path.stem in keys or (record is not None and name_of(record) in named):
+            needed += [record] if record is not None else []
+        else:
+            gone += [record] if record is not None else []
             garbage.records.append(path)
-        if record is not None:
-            (records if needed else gone).append(record)
-    gone += [record for path in garbage.workspace if (record := read_record(path))]
 
-    keys |= {record.key for record in records}
     candidates = {name for record in gone for name in names_of(record)} | left_over(checkout)
     if store.objects.is_relative_to(checkout.project.state):  # not DVC's cache: all in it is Tapeout's
         candidates |= {path.parent.name + path.name for path in store.objects.glob("??/*")}
-    candidates -= named.union(*(names_of(record) for record in records))
+    candidates -= named.union(*map(names_of, needed))
     garbage.objects = {name for name in candidates if store.object_path(name).is_file()}
+
+    keys |= {record.key for record in needed}
     for build in builds:
         if build not in kept and not (build.dropped and build.made & keys):
             (garbage.trimmed if build.made & keys else garbage.builds).append(build)
-    logs = sorted((checkout.project.state / "logs").glob("*.log"))
-    garbage.logs = [path for path in logs if builds and path.stem not in nodes]
     objects = [store.object_path(name) for name in garbage.objects]
     places = {"records": garbage.records, "objects": objects, "workspace": garbage.workspace, "logs": garbage.logs}
     garbage.sizes = {name: sum(map(size_of, paths)) for name, paths in places.items()}

@@ -87,7 +87,7 @@ class History:
 
     def get(self, number: int) -> Build | None:
         """Return a build, or None where its entry is damaged."""
-        value = read_sealed(self._path(number))
+        value = read_sealed(self.path(number))
         try:
             if value is None:
                 return None
@@ -99,6 +99,10 @@ class History:
     def numbers(self) -> list[int]:
         """Return the numbers of all entries, the newest first."""
         return sorted((int(path.stem) for path in self.folder.glob("*.json") if path.stem.isdecimal()), reverse=True)
+
+    def damaged(self) -> list[int]:
+        """Return the numbers of the entries that cannot be read."""
+        return [number for number in self.numbers() if self.get(number) is None]
 
     def latest(self) -> Build | None:
         """Return the newest build, or None."""
@@ -114,11 +118,11 @@ class History:
 
     def write(self, build: Build) -> None:
         """Write an entry. Raises StoreError."""
-        write_sealed(self._path(build.number), asdict(build))
+        write_sealed(self.path(build.number), asdict(build))
 
     def drop(self, build: Build) -> None:
         """Remove an entry."""
-        self._path(build.number).unlink(missing_ok=True)
+        self.path(build.number).unlink(missing_ok=True)
 
     def named(self, name: str) -> list[Build]:
         """Return all builds to which the name was given, the newest first. Raises ConfigError where there is none."""
@@ -129,7 +133,7 @@ class History:
             raise ConfigError(f"no build is called '{name}'", hint=suggestion(name, names, "names"))
         return found
 
-    def _path(self, number: int) -> Path:
+    def path(self, number: int) -> Path:
         return self.folder / f"{number:06}.json"
 
 
