@@ -12,6 +12,7 @@ import logging
 import os
 import queue
 import signal
+import socket
 import sys
 import threading
 import time
@@ -75,6 +76,8 @@ def connected(setup: Setup) -> Iterator[dict[str, Any] | None]:
         try:
             if address is None:
                 address = stack.enter_context(local_cluster(setup))
+            else:
+                knock(address)
             ray.init(
                 address=address,
                 runtime_env=environment,
@@ -88,6 +91,13 @@ def connected(setup: Setup) -> Iterator[dict[str, Any] | None]:
             raise StageError(f"Ray cannot connect: {text}", hint=hint) from error
         stack.callback(ray.shutdown)
         yield remote
+
+
+def knock(address: str) -> None:
+    """Raise OSError where nothing listens at HOST:PORT: Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and "/" not in host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5.0).close()
 
 
 @contextlib.contextmanager
@@ -106,6 +116,7 @@ def local_cluster(setup: Setup) -> Iterator[str]:
                 object_store_memory=OBJECTS,
                 include_dashboard=False,
                 include_log_monitor=False,
+                no_monitor=True,
                 **share,
             )
         cluster.wait_for_nodes()
