@@ -36,7 +36,8 @@ def differences(keys: Keys, node: Node, old: Mapping[str, Any], new: Mapping[str
             named = {name: title + label(keys, node, part, name, before) for name in (*before, *after)}
             for name in sorted(named, key=lambda name: named[name]):
                 if before.get(name) != after.get(name):
-                    yield f"{named[name]} {verb(name, before, after)}"
+                    unused = part == "modules" and name not in after and keys.sources.find(name) is not None
+                    yield f"{named[name]} {'no longer imported' if unused else verb(name, before, after)}"
     yield from changed(
         lambda path: f"library {path[0]}" if path else "libraries", old.get("libraries") or {}, new["libraries"]
     )

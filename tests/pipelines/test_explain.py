@@ -106,6 +106,12 @@ REASONS = {
         "toystages/helper/__init__.py added, and 1 more",
     ),
     "a module that is gone": (drop_helper, [], "load", "toystages/helper.py removed, and 1 more"),
+    "a module that is not imported any more": (
+        edit("toystages/load.py", "from toystages import helper\n", ""),
+        [],
+        "load",
+        "toystages/helper.py no longer imported, and 1 more",
+    ),
     "an external input": (
         edit("data/model/weights.txt", "0.25", "0.75"),
         [],
