@@ -16,7 +16,7 @@ CHANGES: dict[str, tuple[Callable[[Toy], object], str]] = {
     ),
     "a type": (
         lambda toy: toy.edit("toystages/schema.py", "    group_size: int\n", "    group_size: int\n    new: int = 7\n"),
-        "new None -> 7",
+        "new added: 7",
     ),
     "an interpolation": (
         lambda toy: toy.edit("conf/quantize/int4.yaml", "bits: 4", "bits: ${quantize.group_size}"),
