@@ -1,8 +1,9 @@
 """`tapeout gc`: removes what no named build, none of the last builds, and neither workspace nor dvc.lock needs.
 
 DVC's cache is shared with the user's own data, so only objects go that a dropped record names, and that no kept record,
-no dvc.lock and no .dvc file does. Before anything is removed, the names of those objects are written down; then go the
-records, then the objects. A kill on the way leaves every record whole, and the next gc goes on with the list.
+no dvc.lock and no .dvc file does, those of `dvc exp run` among them. Before anything is removed, the names of those
+objects are written down; then go the records, then the objects. A kill on the way leaves every record whole, and the
+next gc goes on with the list.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+import subprocess
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -165,16 +168,19 @@ def kept_builds(builds: list[Build], keep: int) -> list[Build]:
 
 
 def names_in_dvc(checkout: Checkout) -> set[str]:
-    """Return the objects that DVC's files in the project name, those in folders among them. Raises ConfigError."""
+    """Return the objects that DVC's files name, in the project and in its experiments, those in folders among them.
+
+    Raises ConfigError.
+    """
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     found: set[str] = set()
-    for path in dvc_files(checkout.project.root):
+    files = ((checkout.project.relative(path), path.read_bytes) for path in dvc_files(checkout.project.root))
+    for name, read in (*files, *experiments(checkout.project.root)):
         try:
-            found |= set(md5s_in(yaml.load(path.read_bytes(), Loader=loader)))
+            found |= set(md5s_in(yaml.load(read(), Loader=loader)))
         except (OSError, ValueError, yaml.YAMLError) as error:
-            name = checkout.project.relative(path)
             raise ConfigError(
                 f"{name} cannot be read: {' '.join(str(error).split())}",
                 hint="mend it first: what it needs must stay; nothing was removed",
@@ -195,6 +201,27 @@ def dvc_files(root: Path) -> Iterator[Path]:
             folders.clear()
             continue
         yield from (Path(folder, name) for name in files if name == "dvc.lock" or name.endswith(".dvc"))
+
+
+def experiments(root: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    """Yield the name of each dvc.lock that DVC's experiments have in git, and what reads it. Raises ConfigError."""
+    if not any((folder / ".git").exists() for folder in (root, *root.parents)):
+        return
+    for ref in git(root, "for-each-ref", "--format=%(refname)", "refs/exps").decode().splitlines():
+        if git(root, "ls-tree", "--name-only", ref, "dvc.lock"):
+            yield f"dvc.lock of {ref}", partial(git, root, "show", f"{ref}:./dvc.lock")
+
+
+def git(root: Path, *words: str) -> bytes:
+    """Return what git says. Raises ConfigError where it cannot be asked."""
+    try:
+        return subprocess.run(["git", *words], cwd=root, capture_output=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        said = getattr(error, "stderr", b"") or str(error).encode()
+        raise ConfigError(
+            f"git cannot say what DVC's experiments need: {' '.join(said.decode(errors='replace').split())}",
+            hint="nothing was removed",
+        ) from error
 
 
 def md5s_in(value: Any) -> Iterator[str]:

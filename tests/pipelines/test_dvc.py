@@ -160,6 +160,15 @@ def test_a_build_has_what_an_experiment_made_and_goes_back_to_conf(tried: Toy, t
     assert git_status(toy) == ""
 
 
+def test_gc_keeps_what_experiments_need(tried: Toy, tmp_path: Path) -> None:
+    toy = copy(tried, tmp_path / "copy")
+    assert toy.build().status == 0
+    assert toy.run("gc").status == 0
+    applied = toy.call("dvc", "exp", "apply", "wide")
+    assert applied.status == 0, applied.err
+    assert (toy.root / "artifacts/build/quantize/codes.txt").read_text().endswith("in 8/32")
+
+
 def test_a_wrong_value_of_an_experiment_is_named(tracked: Toy, tmp_path: Path) -> None:
     toy = copy(tracked, tmp_path / "copy")
     wrong = toy.call("dvc", "exp", "run", "-S", "quantize.bits=four", "quantize")
