@@ -21,13 +21,7 @@ from engine.parallel import parallel
 from engine.projects import twelve
 from engine.synthetic import synthetic
 
-PARTS = (
-    "noop",
-    "dvc",
-    "olive",
-    "synthetic",
-    "parallel",
-)  # dvc and olive compare with the no-op build, and measure it too
+PARTS = ("noop", "dvc", "olive", "synthetic", "parallel")  # dvc and olive stand beside noop, and measure it too
 
 
 def main() -> None:

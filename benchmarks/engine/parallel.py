@@ -46,7 +46,12 @@ def parallel(first: Project, second: Project, repeats: int) -> list[Figure]:
         Figure("  --jobs 1", alone, "s", f"{where}: wall; {middle(costs[1]):.1f} CPU s"),
         Figure("  --jobs 2", both, "s", f"{where}: wall; {middle(costs[2]):.1f} CPU s"),
         *(
-            Figure(f"  ceiling: {name} loop", median(found), "x", "2 processes one after the other / at once")
+            Figure(
+                f"  ceiling: {name} loop",
+                median(found),
+                "x",
+                "2 processes, one after the other / at once, with their start",
+            )
             for name, found in limits.items()
         ),
         Figure(
@@ -68,7 +73,7 @@ def parallel(first: Project, second: Project, repeats: int) -> list[Figure]:
             "seconds in stages, --jobs 2 / --jobs 1: imports twice, shared core",
         ),
         Figure("  workers busy", sum(stages[2].values()) / (2 * both), "", "--jobs 2: seconds in stages / (2 x wall)"),
-        *by_stage(first, stages),
+        *by_stage(stages),
     ]
 
 
@@ -92,7 +97,7 @@ def longest_chain(project: Project, seconds: dict[str, float]) -> float:
     return max(ends.values())
 
 
-def by_stage(project: Project, stages: dict[int, dict[str, float]]) -> list[Figure]:
+def by_stage(stages: dict[int, dict[str, float]]) -> list[Figure]:
     """Return the seconds of each stage over its nodes: where the time goes."""
     names = list(dict.fromkeys(name.partition("-")[0] for name in stages[1]))
     totals = {

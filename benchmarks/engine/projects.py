@@ -17,9 +17,9 @@ defaults: [{{pipeline: main}}, {{device: [{devices}]}}, {{executor: local}}, {{t
 DEVICE = "# @package device.{name}\nname: {name}\nmark: {number}\noverrides: {{}}\n"
 STAGE = '''
 
-def {name}({parameters}device, work):
+def {name}({parameters}):
     """One small file, which no other stage writes."""
-    (work.out / "value.txt").write_text(f"{name} {{device and device.mark}} {{len([{inputs}])}}")
+    (work.out / "value.txt").write_text(f"{name} {mark}")
 '''
 
 
@@ -31,14 +31,8 @@ class Project:
     nodes: int
 
     def forget(self) -> None:
-        """Make it a project that was never built."""
-        for name in (".tapeout", ".dvc/cache", ".dvc/tmp"):
-            shutil.rmtree(self.root / name, ignore_errors=True)
-        for path in [*(self.root / "artifacts").glob("*"), self.root / "dvc.yaml", self.root / "dvc.lock"]:
-            if path.name != "reference" and path.is_dir():
-                shutil.rmtree(path)
-            elif path.is_file() and path.name != ".gitignore":
-                path.unlink()
+        """Make it a project that was never built: what is left is what was committed, and compiled modules."""
+        subprocess.run(["git", "clean", "-dfxq", "-e", "__pycache__"], cwd=self.root, check=True)
 
 
 def layered(root: Path, stages: int, devices: int = 0) -> Project:
@@ -52,14 +46,11 @@ def layered(root: Path, stages: int, devices: int = 0) -> Project:
         layer, place = divmod(number, WIDTH)
         below = [f"s{(layer - 1) * WIDTH + (place + step) % WIDTH:04}" for step in range(FAN_IN)] if layer else []
         name, module = f"s{number:04}", f"layer{layer:03}"
-        parameters = [f"input{index}" for index in range(len(below))]
-        text = STAGE.format(
-            name=name, parameters="".join(f"{each}, " for each in parameters), inputs=", ".join(parameters)
-        )
-        modules[module] = modules.get(module, '"""Empty stages."""\n') + (
-            text if devices else text.replace("device, ", "").replace("{device and device.mark} ", "")
-        )
-        spec[name] = {"run": f"layers.{module}.{name}", "needs": dict(zip(parameters, below, strict=True))}
+        needs = {f"input{index}": need for index, need in enumerate(below)}
+        parameters = ", ".join([*needs, *(["device"] if devices else []), "work"])
+        text = STAGE.format(name=name, parameters=parameters, mark="{device.mark}" if devices else "")
+        modules[module] = modules.get(module, '"""Empty stages."""\n') + text
+        spec[name] = {"run": f"layers.{module}.{name}", "needs": needs}
         if devices:
             spec[name] |= {"per": "device", "device": True}
     names = [f"device{number:03}" for number in range(devices)]
@@ -101,9 +92,7 @@ def twelve(root: Path, per_task: int) -> Project:
     config = yaml.safe_load((root / "conf/config.yaml").read_text(encoding="utf-8"))
     for entry in config["defaults"]:
         if isinstance(entry, dict):
-            entry.update(
-                {"device": names} if "device" in entry else {"tracking": "none"} if "tracking" in entry else {}
-            )
+            entry |= {group: choice for group, choice in (("device", names), ("tracking", "none")) if group in entry}
     write(root / "conf/config.yaml", yaml.safe_dump(config))
     for name, changes in (("questions", {"per_task": per_task}), ("validate", {"gates": []})):
         path = root / f"conf/{name}/default.yaml"

@@ -12,12 +12,12 @@ from engine.timing import Cost, middle, spend, tapeout
 SIZES = (100, 500, 1000, 2000)
 STANDARD = 500  # nodes, of which the targets speak
 DEVICES = 50  # in the other shape of as many nodes
-STEADY = 1.25  # the last nodes may cost this much more than the first ones and still pass as linear: the noise of this
+STEADY = 1.25  # the last nodes may cost so much more than the first ones and pass as linear: the noise of a median
 PLANNING = """
 import json, sys, time
 from pathlib import Path
-from pipelines.explain import preview
 from pipelines.config import load_config
+from pipelines.explain import preview
 from pipelines.plan import make_plan
 from pipelines.project import find_project
 project, times = find_project(Path.cwd()), [time.process_time()]
@@ -32,21 +32,22 @@ print(json.dumps([after - before for before, after in zip(times, times[1:])]))
 def synthetic(folder: Path, repeats: int) -> tuple[list[Figure], dict[int, dict[str, float]]]:
     """Return the figures, and CPU seconds by number of nodes for the plot."""
     chains = {size: layered(folder / f"layers{size}", size) for size in SIZES}
-    spread = layered(folder / "spread", STANDARD // DEVICES, DEVICES)
+    stages = STANDARD // DEVICES
+    spread = layered(folder / "spread", stages, DEVICES)
     costs = {size: costs_of(project, repeats) for size, project in chains.items()}
     scaling = {size: {name: middle(each) for name, each in found.items()} for size, found in costs.items()}
     wall = middle(costs[STANDARD]["cold"], "wall")
     other = {name: middle(each) for name, each in costs_of(spread, repeats).items()}
     inside = planning(chains[STANDARD], repeats)
     shape = f"{STANDARD} stages in one pipeline"
-    figures = shape_figures(scaling[STANDARD], shape)
+    figures = shape_figures(scaling[STANDARD], f"{STANDARD} x 1", shape)
     figures.append(Figure("  cold, by the clock", 1000 * wall / STANDARD, "ms/node", f"{shape}: wall, all cores"))
     for name, seconds in inside.items():
         target = 0.5 if name == "make_plan" else None
         figures.append(
             Figure(f"  in process: {name}", seconds, "CPU s", f"{shape}: the call alone, all cached", target)
         )
-    figures += shape_figures(other, f"{STANDARD // DEVICES} stages x {DEVICES} devices")
+    figures += shape_figures(other, f"{stages} x {DEVICES}", f"{stages} stages x {DEVICES} devices")
     for name, what in (
         ("cold", "run"),
         ("cached", "find cached"),
@@ -77,16 +78,34 @@ def costs_of(project: Project, repeats: int) -> dict[str, list[Cost]]:
     return found
 
 
-def shape_figures(seconds: dict[str, float], shape: str) -> list[Figure]:
+def shape_figures(seconds: dict[str, float], short: str, shape: str) -> list[Figure]:
     """Return the figures of one graph of STANDARD nodes, start-up included."""
     whole = f"{shape}: CPU of the command and its workers, with start-up"
     return [
-        Figure("find a node cached", 1000 * seconds["cached"] / STANDARD, "ms/node", f"{whole}, / nodes", 3),
-        Figure("run a node", 1000 * seconds["cold"] / STANDARD, "ms/node", f"{whole}, / nodes; nothing known", 10),
-        Figure("plan, all cached", seconds["plan_cached"], "CPU s", f"{shape}: `tapeout plan`, whole command", 0.5),
-        Figure("plan again, nothing built", seconds["plan_again"], "CPU s", f"{shape}: `tapeout plan` once more", 0.5),
+        Figure(f"find a node cached, {short}", 1000 * seconds["cached"] / STANDARD, "ms/node", f"{whole}, / nodes", 3),
         Figure(
-            "plan, nothing known", seconds["plan_first"], "CPU s", f"{shape}: `tapeout plan`, Hydra composes all", 0.5
+            f"run a node, {short}", 1000 * seconds["cold"] / STANDARD, "ms/node", f"{whole}, / nodes; nothing known", 10
+        ),
+        Figure(
+            f"plan, all cached, {short}",
+            seconds["plan_cached"],
+            "CPU s",
+            f"{shape}: `tapeout plan`, whole command",
+            0.5,
+        ),
+        Figure(
+            f"plan again, nothing built, {short}",
+            seconds["plan_again"],
+            "CPU s",
+            f"{shape}: `tapeout plan` once more",
+            0.5,
+        ),
+        Figure(
+            f"plan, nothing known, {short}",
+            seconds["plan_first"],
+            "CPU s",
+            f"{shape}: `tapeout plan`, Hydra composes all",
+            0.5,
         ),
     ]
 
