@@ -56,7 +56,13 @@ def build(
         finally:
             run.close()
         run.withdraw()
-        record.write(checkout, config, plan, run.summary)
+        try:
+            record.write(checkout, config, plan, run.summary)
+        except ConfigError as error:  # an input from outside was there when the build began
+            gone = StageError(f"during the build, this happened: {error.message}", hint="put it back and build again")
+            if run.summary.passed:
+                raise gone from error
+            display.note(str(gone))  # a node has failed, probably for that
         run.summary.seconds = round(time.monotonic() - started, 3)
         publish.keep(project, run.summary)
         journal.finish(run.summary, name)

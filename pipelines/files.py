@@ -25,7 +25,8 @@ HINTS = {
     errno.EEXIST: IN_THE_WAY,
     errno.ENOTDIR: IN_THE_WAY,
     errno.EISDIR: "a folder lies where a file is needed: move it away and build again",
-    errno.ENOENT: "something removed it during the build: build again",
+    errno.EXDEV: "artifacts/ and .tapeout/ must lie on one file system: mount or link the whole project instead",
+    errno.ENOENT: "if it was there when the build began, something removed it: put it back and build again",
     errno.EIO: "the disk fails: look at the system's log, and build elsewhere",
 }
 

@@ -12,7 +12,7 @@ from pipelines.errors import ConfigError, StoreError
 from pipelines.files import storing
 from pipelines.ledger import read_record
 from pipelines.sealed import read_sealed
-from pipelines.tree import walk
+from pipelines.tree import read_tree, walk
 
 AGAIN = "'tapeout build' makes it again"
 
@@ -43,8 +43,7 @@ def verify_store(checkout: Checkout) -> Iterator[str]:
 def verify_memories(checkout: Checkout) -> Iterator[str]:
     """Yield the sealed files that are not as they were written, and the files of DVC's that a build wrote otherwise."""
     state, root = checkout.project.state, checkout.project.root
-    memories = [state / name for name in ("digests.json", "recorded.json", "last.json")]
-    memories += sorted((state / "configurations").glob("*.json"))
+    memories = [*sorted(state.glob("*.json")), *sorted((state / "configurations").glob("*.json"))]
     lost = {path: "that build is not recorded in MLflow" for path in sorted((state / "outbox").glob("*.json"))}
     lost |= {path: "'tapeout builds' no longer knows that build" for path in sorted((state / "builds").glob("*.json"))}
     for path in [*memories, *lost]:
@@ -92,8 +91,14 @@ def verify_workspace(checkout: Checkout) -> Iterator[str]:
             if wrong:
                 yield f"{project.relative(folder / each)}: {wrong}; 'tapeout build' puts it right"
     for folder in sorted(base.iterdir() if base.is_dir() else ()):
-        if folder.is_dir() and folder not in recorded and not folder.with_name(f"{folder.name}.json").exists():
+        unknown = folder.is_dir() and folder not in recorded and not folder.with_name(f"{folder.name}.json").exists()
+        if unknown and read_tree(folder, checkout.digests).digest not in known_digests(checkout):
             yield f"{project.relative(folder)}: no record says what it should be"
+
+
+def known_digests(checkout: Checkout) -> set[str]:
+    """Return the digests of all results in the ledger. One may lie in the workspace before its record does."""
+    return {record.tree.digest for path in checkout.ledger.records() if (record := read_record(path))}
 
 
 def difference(checkout: Checkout, path: Path, expected: FileDigest | None) -> str:

@@ -1,10 +1,11 @@
-"""The process that runs stages: `python -m pipelines.worker FD PARENT`. Heavy libraries are imported here and nowhere else."""
+"""The process that runs stages: `python -m pipelines.worker FD PARENT`. Heavy libraries are imported only here."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import dataclasses
+import errno
 import importlib
 import inspect
 import json
@@ -22,6 +23,7 @@ from typing import Any
 from pipelines import typed
 from pipelines.errors import StageError, TapeoutError
 from pipelines.execute import Outcome, Report, Task
+from pipelines.files import HINTS
 from pipelines.workspace import Event, Log, Metric, Workspace
 
 SHOWN = 12  # lines of a failed node's log
@@ -61,20 +63,37 @@ def run(task: Task, line: Connection) -> Outcome:
             invoke(task, workspace(task, line))
         except TapeoutError as found:
             error, hint, tail = found.message, found.hint, log_tail(task.log)
-            traceback.print_exc()
+            explain()
+        except OSError as found:
+            place = found.filename or (task.out.parent if found.errno == errno.ENOSPC else "")
+            error = f"{task.run} failed: {type(found).__name__}: {found.strerror or found}{place and f': {place}'}"
+            explain()
+            hint = HINTS.get(found.errno or 0, "")  # of the machine's making, so that a traceback says no more
+            hint, tail = (f"{hint}; its log: {task.log}", "") if hint else ("", log_tail(task.log))
         except BaseException as found:
             error = f"{task.run} failed: {type(found).__name__}: {found}"
-            traceback.print_exc()
+            explain()
             tail = log_tail(task.log)
-        sys.stdout.flush()
-        sys.stderr.flush()
+        flush()
     return Outcome(task.node, time.monotonic() - started, error, hint, tail, memory_mib=peak_memory())
+
+
+def explain() -> None:
+    """Put the traceback of the error in hand into the node's log. A full disk has no room for it."""
+    with contextlib.suppress(OSError):
+        traceback.print_exc()
+
+
+def flush() -> None:
+    """Bring what the stage has printed into its log, if there is room."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
 
 
 def log_tail(log: Path) -> str:
     """Return the last lines of a node's log, and where the whole of it is; "" where it says nothing."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    flush()
     try:
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     except OSError:
