@@ -6,9 +6,11 @@ counts as lost.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -137,12 +139,13 @@ class RayExecutor:
         own = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": str(self.folder), "RAY_DISABLE_IMPORT_WARNING": "1"}
         self.line = Connection(ours.detach())
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "pipelines.ray_driver", str(theirs.fileno())],
+            [sys.executable, "-m", "pipelines.ray_driver", str(theirs.fileno()), str(os.getpid())],
             env={**os.environ, **own, "PYTHONPATH": os.pathsep.join(filter(None, roots))},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
             pass_fds=[theirs.fileno()],
+            start_new_session=True,  # a process group of Ray's own, which can be ended as one
         )
         output.close()
         theirs.close()
@@ -202,6 +205,8 @@ class RayExecutor:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        with contextlib.suppress(OSError):  # Ray's agents outlive a local node that was killed
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process = None
 
     def _run_local(self) -> None:

@@ -1,4 +1,4 @@
-"""The process that speaks with Ray for a build: `python -m pipelines.ray_driver FD`. Ray is imported here only.
+"""The process that speaks with Ray for a build: `python -m pipelines.ray_driver FD PARENT`. Ray is imported here only.
 
 A task is one remote call of pipelines.ray_worker.run_errand, a generator: what it yields are the task's progress and,
 last, its outcome. Ray tries nothing again by itself; the build does.
@@ -7,7 +7,6 @@ last, its outcome. Ray tries nothing again by itself; the build does.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import os
 import queue
@@ -26,14 +25,14 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError, RuntimeEnvSetupError
 
-from pipelines.cluster import SHARED, Refused, Setup, Size
+from pipelines.cluster import SHARED, STARTING, Refused, Setup, Size
 from pipelines.digests import Digests
 from pipelines.errors import StageError, TapeoutError, WorkerError
 from pipelines.execute import Outcome, Report, Task
 from pipelines.ray_worker import Begun, Errand, Returned, run_errand
 from pipelines.transport import Remote, pack_code, remote_settings
 from pipelines.tree import read_tree
-from pipelines.worker import PR_SET_PDEATHSIG, leave_with_parent, log_tail
+from pipelines.worker import leave_with_parent, log_tail
 from pipelines.workers import free_cores, free_memory
 
 OBJECTS = 80 << 20  # bytes of a local node's object store; nothing large goes through it
@@ -46,9 +45,8 @@ def main() -> None:
     descriptor = int(sys.argv[1])
     os.set_inheritable(descriptor, False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the build's to handle
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    threading.Thread(target=leave_with_parent, args=(os.getppid(),), daemon=True).start()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the end of the line is the end: Ray then stops in good order
+    threading.Thread(target=leave_with_parent, args=(int(sys.argv[2]), STARTING), daemon=True).start()
     with Connection(descriptor) as line:
         setup: Setup = line.recv()
         try:

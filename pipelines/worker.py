@@ -207,10 +207,11 @@ def workspace(task: Task, line: Connection) -> Workspace:
     return Workspace(task.out, task.scratch, send)
 
 
-def leave_with_parent(parent: int) -> None:
+def leave_with_parent(parent: int, patience: float = 0.0) -> None:
     """End this process when the build that started it is gone; at once where the kernel sees to it."""
     while os.getppid() == parent:
         time.sleep(1.0)
+    time.sleep(patience)
     os._exit(1)
 
 

@@ -314,15 +314,29 @@ def test_a_remote_that_is_not_there_is_said(toy: Toy, cluster: Any, tmp_path: Pa
     assert "executor.store=depott: there is no such DVC remote\n  did you mean 'depot'?" in result.err
 
 
-def marked(mark: str) -> list[int]:
-    """The processes that were started with `mark` in their environment."""
+def drivers(toy: Toy) -> list[int]:
+    """The processes that speak with Ray for a build of the toy."""
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         try:
-            if f"{MARK}={mark}".encode() in (path / "environ").read_bytes():
+            ours = f"{MARK}={toy.root}".encode() in (path / "environ").read_bytes()
+            if ours and b"pipelines.ray_driver" in (path / "cmdline").read_bytes():
                 found.append(int(path.name))
         except OSError:
             continue
+    return found
+
+
+def group(leader: int) -> list[str]:
+    """The processes of a group, without those that have ended."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            state, _, number = (path / "stat").read_text().rpartition(")")[2].split()[:3]
+        except OSError:
+            continue
+        if int(number) == leader and state != "Z":
+            found.append(path.name)
     return found
 
 
@@ -330,38 +344,38 @@ def marked(mark: str) -> list[int]:
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_nothing_of_a_local_cluster_outlives_its_build(number: int, status: int, toy: Toy) -> None:
     toy.write("toystages/convert.py", MEETING)
-    marks, mark = toy.root / "toystages/marks", uuid.uuid4().hex
+    marks = toy.root / "toystages/marks"
     process = subprocess.Popen(
         [sys.executable, "-m", "pipelines.cli", "build", "executor=ray"],
         cwd=toy.root,
-        env=environment({MARK: mark}),
+        env=environment({MARK: str(toy.root)}),
         stderr=subprocess.PIPE,
         text=True,
     )
     until(lambda: marks.is_dir() and any(marks.iterdir()), "a stage on the cluster", seconds=120)
-    assert len(marked(mark)) > 5
+    (driver,) = drivers(toy)
+    assert len(group(driver)) > 5
     began = time.monotonic()
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == status
     assert time.monotonic() - began < 15
     assert "Traceback" not in err
-    until(lambda: not marked(mark), "the end of all processes", seconds=10)
+    until(lambda: not group(driver), "the end of all processes", seconds=10)
 
 
 @pytest.mark.slow
 def test_a_local_cluster_that_dies_is_started_again(toy: Toy, built: Toy) -> None:
     toy.write("toystages/convert.py", MEETING)
-    marks, mark = toy.root / "toystages/marks", uuid.uuid4().hex
-    thread, results = in_thread(lambda: toy.build("executor=ray", env={MARK: mark}))
+    marks = toy.root / "toystages/marks"
+    thread, results = in_thread(lambda: toy.build("executor=ray", env={MARK: str(toy.root)}))
     until(lambda: marks.is_dir() and any(marks.iterdir()), "a stage on the cluster", seconds=120)
-    for process in marked(mark):
-        if "pipelines.ray_driver" in Path(f"/proc/{process}/cmdline").read_text():
-            os.kill(process, signal.SIGKILL)
+    (driver,) = drivers(toy)
+    os.kill(driver, signal.SIGKILL)
     (marks / "go").write_text("")
     thread.join(timeout=200)
     result = results[0]
     assert result.status == 0, result.err
     assert "convert: the connection with the Ray cluster was lost; it is tried again (1 of 2)" in result.err
     assert toy.files()["phone/manifest.json"] == built.files()["phone/manifest.json"]
-    until(lambda: not marked(mark), "the end of all processes", seconds=10)
+    until(lambda: not group(driver), "the end of all processes", seconds=10)
