@@ -1,0 +1,231 @@
+"""One walk over a plan: takes what is known, runs what is not, keeps what comes out, and goes on after failures."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipelines import gates, publish
+from pipelines.checkout import Checkout
+from pipelines.config import Config, RayConfig
+from pipelines.display import Display
+from pipelines.errors import StageError
+from pipelines.execute import Executor, Needs, Outcome, Schedule, Task
+from pipelines.explain import reason
+from pipelines.history import Journal, history_of
+from pipelines.plan import Node, Plan
+from pipelines.project import Project
+from pipelines.summary import Summary
+from pipelines.tasks import SCRATCHES, drop_scratch, make_task, read_lines, set_aside
+
+
+@dataclass
+class Run:
+    """One walk over the plan. digests: {node: digest of its artifact} of what has ended well. pending: what is to run
+    and has not started. tries: how often a node has been started."""
+
+    project: Project
+    config: Config
+    plan: Plan
+    display: Display
+    checkout: Checkout
+    jobs: int | None = None
+    keep_going: bool = True
+    summary: Summary = field(default_factory=Summary)
+    digests: dict[str, str] = field(default_factory=dict)
+    pending: list[Node] = field(default_factory=list)
+    tasks: dict[str, Running] = field(default_factory=dict)
+    tries: Counter[str] = field(default_factory=Counter)
+    publisher: publish.Publisher | None = None
+
+    def __post_init__(self) -> None:
+        self.schedule = Schedule(self.plan)
+        self.history = history_of(self.project)
+        self.journal: Journal | None = None
+        self.stopped_by = ""
+        self._executor: Executor | None = None
+
+    @property
+    def executor(self) -> Executor:
+        """Made when the first node has to run."""
+        if self._executor is None:
+            self._executor = make_executor(self.project, self.config, self.jobs)
+        return self._executor
+
+    def all(self) -> None:
+        """Bring every node to its end."""
+        self.display.begin(len(self.plan.nodes))
+        while self.schedule.active() and not (self.stopped_by and not self.tasks):
+            while nodes := self.schedule.ready():
+                for node in nodes:
+                    self.enter(node)
+            self.work_off(once=True)
+        if self.stopped_by:
+            left = [*self.pending, *self.schedule.waiting.values()]
+            self.skip(left, f"stopped after {self.stopped_by} failed")
+
+    def enter(self, node: Node) -> None:
+        """Take a node's known result, or line it up to run."""
+        ingredients = self.ingredients(node)
+        found = self.checkout.find(node, ingredients)
+        if found is None:
+            self.publisher = self.publisher or publish.start(self.project, self.config)
+            self.pending.append(node)
+            return
+        self.checkout.settle(node, found)
+        own = self.project.state / "scratch" / node.name
+        if own.is_dir():  # a build was killed between keeping this result and dropping its scratch
+            drop_scratch(own / found.key)
+        self.digests[node.name] = found.tree.digest
+        self.display.ended(self.summary.add(node, self.plan.devices, "cached", found))
+        self.conclude(node)
+
+    def work_off(self, once: bool = False) -> None:
+        """Start what there is room for and take in what comes of it: until all is done, or `once`."""
+        while self.pending or self.tasks:
+            for node in list(self.pending):
+                if not self.stopped_by and self.has_room(node):
+                    self.pending.remove(node)
+                    self.start(node)
+            if not self.tasks:
+                return
+            for message in self.executor.wait():
+                if isinstance(message, Outcome):
+                    self.end(message)
+                else:
+                    self.display.progress(message)
+            if once:
+                return
+
+    def has_room(self, node: Node) -> bool:
+        """Say whether a node can start now. One that was lost waits until nothing else takes the machine's memory."""
+        if self.executor.one_machine and (self.tries[node.name] or any(self.tries[name] > 1 for name in self.tasks)):
+            return not self.tasks
+        return self.executor.room(self.needs(node))
+
+    def needs(self, node: Node) -> Needs:
+        """Return what the node takes while it runs, as its stage has declared."""
+        declared = node.stage.resources
+        size = self.checkout.input_size(node, self.plan) if declared.memory_per_input else 0
+        return Needs(declared.cpus, declared.memory_mib + int(declared.memory_per_input * size / 2**20))
+
+    def start(self, node: Node) -> None:
+        """Give a node to the executor."""
+        ingredients = self.ingredients(node)
+        why = reason(self.checkout, self.history, node, ingredients)
+        task = make_task(self.checkout, self.config, self.plan, node, ingredients, self.needs(node))
+        if set_aside(task.scratch.parent):
+            kept = f"{self.project.relative(task.scratch.parent.parent)} keeps the last {SCRATCHES} states"
+            self.display.note(f"{node.name:<28} starts anew: a state was left unfinished under another key; {kept}")
+        self.tasks[node.name] = Running(node, ingredients, task, why)
+        self.tries[node.name] += 1
+        self.executor.submit(task)
+        self.display.started(node, why)
+
+    def end(self, outcome: Outcome) -> None:
+        """Keep the result of a node that has run, try it again, or give up what needs it."""
+        running = self.tasks.pop(outcome.node)
+        node, task = running.node, running.task
+        self.summary.measurements[node.name] = read_lines(task.metrics)
+        if outcome.passed and node.stage.gates:
+            try:
+                gates.read_metrics(task.out, node)
+            except StageError as error:
+                outcome = Outcome.of(node.name, outcome.seconds, error)
+        if outcome.passed:
+            result = self.checkout.accept(node, running.ingredients, task.out)
+            drop_scratch(task.scratch.parent)
+            self.digests[node.name] = result.tree.digest
+            self.display.ended(
+                self.summary.add(
+                    node,
+                    self.plan.devices,
+                    "built",
+                    result,
+                    outcome.seconds,
+                    why=running.why,
+                    memory_mib=outcome.memory_mib,
+                )
+            )
+            if self.journal is not None:
+                self.journal.note(self.summary)
+            self.conclude(node)
+            return
+        self.checkout.store.discard(task.out)
+        retries = self.config.executor.retries
+        if outcome.lost and self.tries[node.name] <= retries and not self.stopped_by:
+            self.display.note(f"{outcome.error}; it is tried again ({self.tries[node.name]} of {retries})")
+            self.pending.append(node)
+            return
+        message = "\n".join(filter(None, [outcome.error, outcome.hint, outcome.tail])).replace("\n", "\n  ")
+        key = self.checkout.key_of(running.ingredients)
+        self.display.ended(
+            self.summary.add(
+                node, self.plan.devices, "failed", None, outcome.seconds, key, running.why, message, outcome.memory_mib
+            )
+        )
+        self.give_up(node, f"{node.name} failed")
+
+    def conclude(self, node: Node) -> None:
+        """Let go what waits for a node that ended well, unless its gates forbid it."""
+        failed = (
+            self.summary.judge(node, gates.read_metrics(self.project.root / node.folder, node))
+            if node.stage.gates
+            else []
+        )
+        for gate in failed:
+            self.display.note(f"GATE FAILED {', '.join(node.devices)}: {gates.describe(gate)}")
+        if failed:
+            self.give_up(node, f"a gate of {node.name} failed")
+        else:
+            self.schedule.done(node.name)
+
+    def give_up(self, node: Node, why: str) -> None:
+        """Skip what needs a node that failed; without keep_going, start nothing more."""
+        self.skip(self.schedule.done(node.name, passed=False), why)
+        if not self.keep_going:
+            self.stopped_by = self.stopped_by or node.name
+
+    def skip(self, nodes: list[Node], why: str) -> None:
+        for node in nodes:
+            self.display.ended(self.summary.add(node, self.plan.devices, "skipped", why=why))
+
+    def withdraw(self) -> None:
+        """Take older results of what failed now out of the workspace, where they would pass for this build's."""
+        for entry in self.summary.nodes:
+            node = self.plan.nodes[entry.name]
+            if entry.status in ("failed", "skipped") and self.checkout.withdraw(node):
+                self.display.note(f"{node.folder} was an earlier build's and is removed; the store keeps it")
+
+    def ingredients(self, node: Node) -> dict[str, Any]:
+        inputs = {parameter: self.digests[need] for parameter, need in node.inputs.items()}
+        return self.checkout.keys.ingredients(node, inputs)
+
+    def close(self) -> None:
+        """End the workers and the display."""
+        if self._executor is not None:
+            self._executor.close()
+        self.display.close()
+
+
+@dataclass(frozen=True)
+class Running:
+    """A node that has been given to the executor, and why it runs."""
+
+    node: Node
+    ingredients: dict[str, Any]
+    task: Task
+    why: str
+
+
+def make_executor(project: Project, config: Config, jobs: int | None) -> Executor:
+    """Return the executor that the configuration names."""
+    if isinstance(config.executor, RayConfig):
+        from pipelines.cluster import RayExecutor
+
+        return RayExecutor(project, config)
+    from pipelines.workers import LocalExecutor, free_cores, free_memory
+
+    count = jobs or config.executor.jobs or free_cores()
+    return LocalExecutor(project.root, count, config.executor.memory_mib or free_memory())
