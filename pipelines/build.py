@@ -1,4 +1,4 @@
-"""`tapeout build` and `tapeout stage`: a walk over the plan in an opened checkout, and what is written down after it."""
+"""`tapeout build` and `tapeout stage`: a walk over the plan in an opened checkout, and what is written down then."""
 
 from __future__ import annotations
 

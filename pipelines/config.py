@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,8 @@ class TrackingConfig:
 class Config:
     """groups: every group's resolved values. devices: profiles by name. files: {group or device.NAME: YAML file}.
 
-    departures: {device: {group: values}} where a device's overrides make a group's values other ones for it.
+    departures: {device: {group: values}} where a device's overrides make a group's values other ones for it. composed:
+    what Hydra has just made of conf/, before it was checked; None where the configuration was remembered.
     """
 
     groups: Mapping[str, dict[str, Any]]
@@ -75,6 +76,7 @@ class Config:
     tracking: TrackingConfig
     files: Mapping[str, Path]
     overrides: tuple[str, ...]
+    composed: Mapping[str, Any] | None = None
 
 
 def load_config(project: Project, overrides: list[str]) -> Config:
@@ -87,7 +89,7 @@ def load_config(project: Project, overrides: list[str]) -> Config:
     values, choices = compose(project, overrides)
     checked = check_values(project, values, choices, overrides)
     remember(project, overrides, checked)
-    return make_config(project, checked, overrides)
+    return replace(make_config(project, checked, overrides), composed=values)
 
 
 def check_values(

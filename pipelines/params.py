@@ -85,6 +85,8 @@ def mark_of(config: Config) -> str:
 
 def compose_params(project: Project, config: Config) -> dict[str, Any]:
     """Return what the file should hold."""
+    if config.composed is not None and shared(config.overrides) == list(config.overrides):
+        return dict(config.composed)
     from pipelines.compose import compose
 
     return compose(project, shared(config.overrides))[0]
