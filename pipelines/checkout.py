@@ -150,8 +150,12 @@ class Checkout:
         return sum(path.stat().st_size for path in files)
 
     def _remember(self, record: Record) -> None:
-        self.store.put_bytes(record.data)
-        self.ledger.add(record)
+        digest = self.store.put_bytes(record.data)
+        stored = self.store.object_path(digest.md5)
+        if self.ledger.add_stored(record, stored):
+            self.digests.learn(stored, digest)
+        else:
+            self.ledger.add(record)
 
     def _label(self, node: Node, record: Record) -> None:
         write_where_it_differs(f"{self.project.root}/{node.record}", record.data, sync=False)  # sealed

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -75,6 +77,24 @@ class Ledger:
     def add(self, record: Record) -> None:
         """Remember `record`."""
         write_where_it_differs(self._path(record.key), record.data)
+
+    def add_stored(self, record: Record, stored: Path) -> bool:
+        """Remember `record`, which the file `stored` holds and keeps: it gets a second name, so its ctime changes.
+
+        Return whether it did. On another file system, or where something has this name already, it is no matter of a
+        name: see `add`.
+        """
+        path = self._path(record.key)
+        for _ in range(2):
+            try:
+                os.link(stored, path)
+                return True
+            except FileNotFoundError:
+                with contextlib.suppress(OSError):
+                    os.mkdir(os.path.dirname(path))
+            except OSError:
+                break
+        return False
 
     def records(self) -> list[Path]:
         """Return the files of all records."""

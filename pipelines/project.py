@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -81,4 +82,5 @@ class Project:
 
     def relative(self, path: Path) -> str:
         """Return `path` as the project's files name it: relative, where it lies in the project."""
-        return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else path.as_posix()
+        text, within = str(path), f"{self.root}{os.sep}"
+        return text.removeprefix(within) if path != self.root else "."

@@ -222,8 +222,9 @@ class Driver:
         """Bring a task's artifact, log and measurements here; return the sending of its outcome."""
         assert self.remote is not None
         task.log.write_bytes(returned.log)
-        with open(task.metrics, "ab") as file:
-            file.write(returned.metrics)
+        if returned.metrics:
+            task.metrics.parent.mkdir(parents=True, exist_ok=True)
+            task.metrics.write_bytes(returned.metrics)
         outcome = returned.outcome
         if returned.tree is not None:
             Remote(self.remote).fetch(returned.tree, task.out)

@@ -29,7 +29,6 @@ def make_task(
     out, scratch = checkout.store.new_folder(), project.state / "scratch" / node.name / key / "state"
     log = project.state / "logs" / f"{node.name}.log"
     with storing(project.state):
-        scratch.mkdir(parents=True, exist_ok=True)
         log.parent.mkdir(parents=True, exist_ok=True)
     return Task(
         node=node.name,
@@ -56,13 +55,18 @@ def set_aside(own: Path) -> bool:
     own: .tapeout/scratch/NODE/KEY. A stage resumes only under the key that it was stopped under: going back to the code
     and configuration of then goes on from there.
     """
+    if not own.parent.is_dir():
+        return False
     newest = sorted(own.parent.iterdir(), key=lambda folder: folder.stat().st_mtime_ns, reverse=True)
     others = [folder for folder in newest if folder != own]
     for folder in others[SCRATCHES - 1 :]:
         shutil.rmtree(folder, ignore_errors=True)
-    return not any((own / "state").iterdir()) and any(
-        any((folder / "state").iterdir()) for folder in others[: SCRATCHES - 1] if (folder / "state").is_dir()
-    )
+    return not holds_state(own) and any(map(holds_state, others[: SCRATCHES - 1]))
+
+
+def holds_state(own: Path) -> bool:
+    """Say whether a stage has kept something in `own` to resume from."""
+    return (own / "state").is_dir() and any((own / "state").iterdir())
 
 
 def drop_scratch(folder: Path) -> None:

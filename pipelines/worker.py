@@ -23,7 +23,7 @@ from typing import Any
 from pipelines import typed
 from pipelines.errors import StageError, TapeoutError
 from pipelines.execute import Outcome, Report, Task
-from pipelines.files import HINTS
+from pipelines.files import HINTS, storing
 from pipelines.workspace import Event, Log, Metric, Workspace
 
 SHOWN = 12  # lines of a failed node's log
@@ -198,8 +198,10 @@ def workspace(task: Task, line: Connection) -> Workspace:
         if isinstance(event, Log):
             print(event.text, flush=True)
         elif isinstance(event, Metric):
-            with open(task.metrics, "a", encoding="utf-8") as file:
-                file.write(json.dumps(dataclasses.asdict(event)) + "\n")
+            with storing(task.metrics):
+                task.metrics.parent.mkdir(parents=True, exist_ok=True)
+                with open(task.metrics, "a", encoding="utf-8") as file:
+                    file.write(json.dumps(dataclasses.asdict(event)) + "\n")
         elif time.monotonic() - last > 0.1 or event.done >= event.total > 0:
             last = time.monotonic()
             line.send(Report(task.node, event))

@@ -39,20 +39,26 @@ def discard(event: Event) -> None:
     """Drop `event`: the sink of a workspace that nobody watches, as in a test."""
 
 
-@dataclass
 class Workspace:
     """Handed to a stage as `work`.
 
     out       an empty folder; what the stage leaves there is the artifact
     scratch   a folder that outlives a kill of the process, keyed like the node: a stage that can resume keeps its state
-              there; removed once the stage has succeeded. After a change of code or configuration the key is another
-              and the folder is empty; the build says so, and keeps the newest three of a node
+              there; made when it is first asked for, removed once the stage has succeeded. After a change of code or
+              configuration the key is another and the folder is empty; the build says so, and keeps the newest three of
+              a node
     send      where events go
     """
 
-    out: Path
-    scratch: Path
-    send: Callable[[Event], None] = discard
+    def __init__(self, out: Path, scratch: Path, send: Callable[[Event], None] = discard) -> None:
+        self.out = out
+        self.send = send
+        self._scratch = scratch
+
+    @property
+    def scratch(self) -> Path:
+        self._scratch.mkdir(parents=True, exist_ok=True)
+        return self._scratch
 
     def progress(self, done: float, total: float, text: str = "") -> None:
         """Say that `done` of `total` units are done."""

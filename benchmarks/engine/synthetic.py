@@ -54,8 +54,11 @@ def synthetic(folder: Path, repeats: int) -> tuple[list[Figure], dict[int, dict[
         ("plan_first", "plan first"),
         ("plan_cached", "plan, cached"),
     ):
-        early, late = (slope(scaling, name, *ends) for ends in (SIZES[:2], SIZES[-2:]))
-        grown = f"{early:.2f} ms from {SIZES[0]} to {SIZES[1]}, {late:.2f} ms from {SIZES[-2]} to {SIZES[-1]}"
+        ends = ((SIZES[0], SIZES[-2]), (SIZES[-2], SIZES[-1]))
+        early, late = (slope(scaling, name, *each) for each in ends)
+        grown = ", ".join(
+            f"{price:.2f} ms from {first} to {last}" for price, (first, last) in zip((early, late), ends, strict=True)
+        )
         figures.append(Figure(f"linear: {what}", late / early, "", f"one more node: {grown}; the ratio", STEADY))
     return figures, scaling
 
@@ -64,17 +67,17 @@ def costs_of(project: Project, repeats: int) -> dict[str, list[Cost]]:
     """Return what each command costs, in turn, on a project of which nothing is known and then all."""
     found: dict[str, list[Cost]] = {}
 
-    def note(name: str, *words: str) -> None:
-        found.setdefault(name, []).append(spend(tapeout(*words), project.root))
+    def note(fresh: Project, name: str, *words: str) -> None:
+        found.setdefault(name, []).append(spend(tapeout(*words), fresh.root))
 
+    spend(tapeout("plan"), project.root)  # compiles its modules
     for _ in range(repeats):
-        project.forget()
-        note("plan_first", "plan")
-        note("plan_again", "plan")
-        project.forget()
-        note("cold", "build")
-        note("cached", "build")
-        note("plan_cached", "plan")
+        fresh = project.copy()
+        note(fresh, "plan_first", "plan")
+        note(fresh, "plan_again", "plan")
+        fresh = project.copy()
+        for name, command in (("cold", "build"), ("cached", "build"), ("plan_cached", "plan")):
+            note(fresh, name, command)
     return found
 
 
@@ -112,6 +115,7 @@ def shape_figures(seconds: dict[str, float], short: str, shape: str) -> list[Fig
 
 def planning(project: Project, repeats: int) -> dict[str, float]:
     """Return CPU seconds of the parts of planning, called in a process that has imported them."""
+    spend(tapeout("build"), project.root)
     runs = [json.loads(spend([sys.executable, "-c", PLANNING], project.root).out) for _ in range(repeats)]
     return {
         name: median(run[place] for run in runs) for place, name in enumerate(("load_config", "make_plan", "preview"))
