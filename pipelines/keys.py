@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.digests import Digests, hash_json
-from pipelines.errors import ConfigError, PlanError, nearest, suggestion
+from pipelines.errors import ConfigError, PlanError, TapeoutError, nearest, suggestion
 from pipelines.libraries import version
 from pipelines.plan import Node, source_path
 from pipelines.project import Project
@@ -44,16 +44,31 @@ class Keys:
             self._known[node.name] = {
                 "engine": ENGINE,
                 "run": stage.run,
-                "modules": self.modules(node),
                 "libraries": {name: version(name, stage.name) for name in stage.libraries},
                 "config": {key: value for key, value in (node.config or {}).items() if key not in stage.sources},
                 "device": {**(node.device or {}), "": node.devices[0]} if stage.bundle else node.device,
-                "sources": {
-                    key: hash_json(self.source_files(node, key, names_in_project=False)) for key in stage.sources
-                },
-                "reads": {name: self.digests.of(path).sha256 for name, path in self.reads(node).items()},
+                **self.contents(node),
             }
         return self._known[node.name]
+
+    def contents(self, node: Node) -> dict[str, dict[str, str]]:
+        """Return the ingredients that lie in files which anybody may edit while a build runs."""
+        stage = node.stage
+        return {
+            "modules": self.modules(node),
+            "sources": {key: hash_json(self.source_files(node, key, names_in_project=False)) for key in stage.sources},
+            "reads": {name: self.digests.of(path).sha256 for name, path in self.reads(node).items()},
+        }
+
+    def edited(self, node: Node) -> str:
+        """Return what has been edited since `known` was asked for the node, in words; "" where nothing has."""
+        try:
+            now = self.contents(node)
+        except TapeoutError as error:
+            return error.message
+        old = self.known(node)
+        names = [name for part in now for name in now[part] if now[part][name] != old[part].get(name)]
+        return ", ".join(names)
 
     def modules(self, node: Node) -> dict[str, str]:
         """Return {module: digest of its meaning} for the stage's code."""

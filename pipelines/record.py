@@ -35,6 +35,8 @@ def write(checkout: Checkout, config: Config, plan: Plan, summary: Summary) -> N
     stages = {node.name: declared(checkout, config, plan, node) for node in plan.nodes.values()}
     metrics = [f"{node.folder}/{node.stage.gates}" for node in plan.nodes.values() if node.stage.gates]
     ended = {entry.name for entry in summary.nodes if entry.status in ("built", "cached")}
+    if any(entry.status == "built" for entry in summary.nodes):  # what was edited since is not what it was made of
+        ended = {name for name in ended if not checkout.keys.edited(plan.nodes[name])}
     records = {name: record for name in ended if (record := checkout.last(plan.nodes[name]))}
     folders = {plan.nodes[name].folder: record for name, record in records.items()}
     locked = {

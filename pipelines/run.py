@@ -128,9 +128,9 @@ class Run:
         running = self.tasks.pop(outcome.node)
         node, task = running.node, running.task
         self.summary.measurements[node.name] = read_lines(task.metrics)
-        if outcome.passed and node.stage.gates:
+        if outcome.passed:
             try:
-                gates.read_metrics(task.out, node)
+                self.check(node, task)
             except StageError as error:
                 outcome = Outcome.of(node.name, outcome.seconds, error)
         if outcome.passed:
@@ -166,6 +166,21 @@ class Run:
             )
         )
         self.give_up(node, f"{node.name} failed")
+
+    def check(self, node: Node, task: Task) -> None:
+        """Raise StageError where a result does not belong to its key, or lacks the gates that it should have."""
+        edited = self.checkout.keys.edited(node) or ", ".join(
+            self.plan.nodes[need].folder
+            for need in node.inputs.values()
+            if (shown := self.checkout.shown(self.plan.nodes[need])) is None or shown.digest != self.digests[need]
+        )
+        if edited:
+            raise StageError(
+                f"{node.name}: changed while it ran: {edited}",
+                hint="its result is dropped; build again when all is saved",
+            )
+        if node.stage.gates:
+            gates.read_metrics(task.out, node)
 
     def conclude(self, node: Node) -> None:
         """Let go what waits for a node that ended well, unless its gates forbid it."""

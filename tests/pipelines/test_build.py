@@ -285,3 +285,36 @@ def test_a_users_stage_from_a_config_dir(built: Toy, tmp_path: Path) -> None:
     assert toy.build(*words).nodes == {"make": "cached"}
     mine.edit("mystages/make.py", "config.text", "config.text * 2")
     assert toy.build(*words).why == {"make": f"{mine.root}/mystages/make.py changed"}
+
+
+EDITS = {
+    "its code": ("toystages/quantize.py", "toystages.quantize"),
+    "a module that it imports": ("toystages/folder.py", "toystages.folder"),
+    "its input": ("artifacts/build/load/weights.txt", "artifacts/build/load"),
+}
+
+
+@pytest.mark.parametrize("case", EDITS)
+def test_what_is_edited_while_a_node_runs_fails_it(case: str, toy: Toy) -> None:
+    """Its result would be remembered under the key of what was there before."""
+    name, said = EDITS[case]
+    once = f"    root = work.out.parents[2]\n    if not (root / 'once').exists():\n        (root / 'once').touch()\n"
+    edit = f"        (root / '{name}').write_text((root / '{name}').read_text() + '\\nedited = 1\\n')\n"
+    toy.edit("toystages/quantize.py", "    for step", f"{once}{edit}    for step")
+    result = toy.build("pipeline=pair")
+    assert result.nodes == {"load": "built", "quantize": "failed"}
+    assert f"quantize: changed while it ran: {said}\n" in result.err
+    again = toy.build("pipeline=pair")
+    assert again.status == 0
+    assert toy.files()["build/quantize/codes.txt"] == b"0.25 0.5 in 4/32"
+
+
+def test_what_is_edited_in_conf_or_a_comment_while_a_node_runs_does_no_harm(toy: Toy) -> None:
+    toy.edit(
+        "toystages/quantize.py",
+        "    for step",
+        "    path = work.out.parents[2] / 'toystages/folder.py'\n"
+        "    path.write_text(path.read_text() + '# edited\\n')\n"
+        "    for step",
+    )
+    assert toy.build("pipeline=pair").status == 0
