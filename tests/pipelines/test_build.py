@@ -298,7 +298,7 @@ EDITS = {
 def test_what_is_edited_while_a_node_runs_fails_it(case: str, toy: Toy) -> None:
     """Its result would be remembered under the key of what was there before."""
     name, said = EDITS[case]
-    once = f"    root = work.out.parents[2]\n    if not (root / 'once').exists():\n        (root / 'once').touch()\n"
+    once = "    root = work.out.parents[2]\n    if not (root / 'once').exists():\n        (root / 'once').touch()\n"
     edit = f"        (root / '{name}').write_text((root / '{name}').read_text() + '\\nedited = 1\\n')\n"
     toy.edit("toystages/quantize.py", "    for step", f"{once}{edit}    for step")
     result = toy.build("pipeline=pair")
