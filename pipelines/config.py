@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from pipelines import typed
 from pipelines.digests import hash_json
 from pipelines.errors import ConfigError, PlanError, suggestion
 from pipelines.project import Project
-from pipelines.remembered import recall, remember, shape
+from pipelines.remembered import mark_of, recall, remember, shape
 from pipelines.spec import PipelineSpec, read_pipeline
 
 TRACKERS = ("mlflow", "none")
@@ -64,7 +64,7 @@ class Config:
     """groups: every group's resolved values. devices: profiles by name. files: {group or device.NAME: YAML file}.
 
     departures: {device: {group: values}} where a device's overrides make a group's values other ones for it. composed:
-    what Hydra has just made of conf/, before it was checked; None where the configuration was remembered.
+    what Hydra made of conf/, before it was checked.
     """
 
     groups: Mapping[str, dict[str, Any]]
@@ -76,20 +76,22 @@ class Config:
     tracking: TrackingConfig
     files: Mapping[str, Path]
     overrides: tuple[str, ...]
-    composed: Mapping[str, Any] | None = None
+    composed: Mapping[str, Any]
 
 
 def load_config(project: Project, overrides: list[str]) -> Config:
     """Compose conf/ with `overrides` (Hydra's grammar) and check every key. Raises ConfigError."""
-    known = recall(project, overrides)
+    mark = mark_of(project, overrides)
+    known = recall(project, mark)
     if known is not None and known["shapes"] == shapes_of(import_schemas(known["schemas"], "pipeline")):
         return make_config(project, known, overrides)
     from pipelines.compose import compose
 
     values, choices = compose(project, overrides)
     checked = check_values(project, values, choices, overrides)
-    remember(project, overrides, checked)
-    return replace(make_config(project, checked, overrides), composed=values)
+    if mark_of(project, overrides) == mark:  # else conf/ was edited meanwhile, and nobody knows what was read
+        remember(project, mark, checked)
+    return make_config(project, checked, overrides)
 
 
 def check_values(
@@ -129,6 +131,7 @@ def check_values(
     departures = {name: departures_of(project, groups, schemas, name, profile) for name, profile in devices.items()}
     return {
         "choices": dict(choices),
+        "composed": dict(values),
         "departures": departures,
         "devices": devices,
         "groups": groups,
@@ -191,6 +194,7 @@ def make_config(project: Project, checked: Mapping[str, Any], overrides: list[st
         tracking=typed.build(checked["groups"]["tracking"], TrackingConfig),
         files=files,
         overrides=tuple(overrides),
+        composed=checked["composed"],
     )
 
 

@@ -26,19 +26,17 @@ from pipelines.project import Project
 from pipelines.sealed import read_sealed, write_sealed
 
 KEPT = 32  # configurations remembered
-ELSEWHERE = re.compile(rb"\$\{[^}]*:|(?m:^\s*-?\s*/?(?:override )?hydra\b)")  # what may read more than conf/
+ELSEWHERE = re.compile(rb"\$\{[^}]*:|(?m:^\s*-?\s*[{\"']?/?(?:override )?hydra\b)")  # what may read more than conf/
 READERS = ("compose.py", "config.py", "spec.py", "typed.py", "remembered.py")
 
 
-def recall(project: Project, overrides: list[str]) -> dict[str, Any] | None:
-    """Return what `remember` was given for the same configuration, or None."""
-    mark = mark_of(project, overrides)
+def recall(project: Project, mark: str | None) -> dict[str, Any] | None:
+    """Return what `remember` was given for the configuration that `mark_of` has told, or None."""
     return read_sealed(file_of(project, mark)) if mark else None
 
 
-def remember(project: Project, overrides: list[str], value: dict[str, Any]) -> None:
-    """Remember what this configuration came to."""
-    mark = mark_of(project, overrides)
+def remember(project: Project, mark: str | None, value: dict[str, Any]) -> None:
+    """Remember what a configuration came to. mark: what `mark_of` said of it before it was composed, and says still."""
     if not mark:
         return
     path = file_of(project, mark)
@@ -64,6 +62,8 @@ def mark_of(project: Project, overrides: list[str]) -> str | None:
             for name in names:
                 if name.endswith((".yaml", ".yml")):
                     path = os.path.join(base, name)
+                    if not os.path.isfile(path):  # a link that leads nowhere: an editor's lock
+                        continue
                     with open(path, "rb") as file:
                         data = file.read()
                     if ELSEWHERE.search(data):
@@ -79,13 +79,17 @@ def shape(kind: Any) -> Any:
     """Return all of a type that a value is checked against, as JSON can hold it."""
     if dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
-        return [
-            [field.name, shape(hints[field.name]), None if field.default is dataclasses.MISSING else str(field.default)]
-            for field in dataclasses.fields(kind)
-        ]
+        return [[field.name, shape(hints[field.name]), default_of(field)] for field in dataclasses.fields(kind)]
     if isinstance(kind, type) and issubclass(kind, Enum):
         return [[each.name, str(each.value)] for each in kind]
     return [str(typing.get_origin(kind) or kind), [shape(each) for each in typing.get_args(kind)]]
+
+
+def default_of(field: dataclasses.Field[Any]) -> str | None:
+    """Return a field's default in words, or None where it has none."""
+    if field.default_factory is not dataclasses.MISSING:
+        return repr(field.default_factory())
+    return None if field.default is dataclasses.MISSING else repr(field.default)
 
 
 def file_digest(path: str) -> str:

@@ -64,3 +64,47 @@ def test_a_damaged_memory_is_not_believed(toy_built: Toy) -> None:
     for path in (toy_built.root / ".tapeout/configurations").glob("*.json"):
         path.write_text(path.read_text().replace('"bits": 4', '"bits": 9'))
     assert "run" not in {row.split()[1] for row in toy_built.run("plan").out.splitlines() if row.startswith("quantize")}
+
+
+def test_an_edit_while_hydra_composes_is_not_remembered_as_what_was_read(toy_built: Toy) -> None:
+    """The resolver's module edits the file that Hydra has just read, as somebody who saves it in that moment does."""
+    toy_built.write(
+        "edit.py",
+        "import pipelines.compose as compose, sys\n"
+        "from pipelines.cli import main\n"
+        "from pathlib import Path\n"
+        "was = compose.compose\n"
+        "def late(*words):\n"
+        "    found = was(*words)\n"
+        "    path = Path('conf/quantize/int4.yaml')\n"
+        "    path.write_text(path.read_text().replace('bits: 4', 'bits: 5'))\n"
+        "    return found\n"
+        "compose.compose = late\n"
+        "sys.exit(main(['plan', 'quantize.group_size=16']))\n",
+    )
+    assert toy_built.call(sys.executable, "edit.py").status == 0
+    assert "bits 4 -> 5" in toy_built.run("plan", "quantize.group_size=16").out
+
+
+def test_a_default_that_is_made_counts(toy: Toy) -> None:
+    field = "    sizes: list[int] = dataclasses.field(default_factory=lambda: [1, 2])\n"
+    toy.edit("toystages/schema.py", "    group_size: int\n", f"    group_size: int\n{field}")
+    toy.edit("toystages/schema.py", "from dataclasses", "import dataclasses\nfrom dataclasses")
+    assert toy.build().status == 0
+    toy.edit("toystages/schema.py", "[1, 2]", "[1, 2, 3]")
+    assert "quantize.sizes [1, 2] -> [1, 2, 3]" in toy.run("plan").out
+
+
+def test_an_editors_lock_is_no_configuration(toy_built: Toy) -> None:
+    (toy_built.root / "conf/quantize/.#int4.yaml").symlink_to("someone@somewhere:1")
+    assert toy_built.build().status == 0
+
+
+def test_hydras_own_settings_are_not_remembered_however_they_are_written(toy: Toy) -> None:
+    toy.write("elsewhere/quantize/int3.yaml", "bits: 3\ngroup_size: 32\n")
+    text = (toy.root / "conf/config.yaml").read_text()
+    toy.write("conf/config.yaml", text + f'"hydra":\n  searchpath: ["file://{toy.root}/elsewhere"]\n')
+    toy.edit("conf/config.yaml", "{quantize: int4}", "{quantize: int3}")
+    assert toy.build().status == 0
+    toy.write("elsewhere/quantize/int3.yaml", "bits: 2\ngroup_size: 32\n")
+    assert "bits 3 -> 2" in toy.run("plan").out
