@@ -9,7 +9,7 @@ from pipelines.checkout import opened
 from pipelines.config import Config, RayConfig
 from pipelines.display import Display
 from pipelines.errors import ConfigError, GateError, StageError
-from pipelines.history import Journal
+from pipelines.history import Journal, check_free, history_of
 from pipelines.plan import Plan
 from pipelines.project import Project
 from pipelines.run import Run
@@ -37,6 +37,8 @@ def build(
     with opened(project, lambda: display.note("another build has this project; waiting for it")) as checkout:
         for node in plan.nodes.values():
             checkout.keys.known(node)  # raises before anything runs
+        if name is not None:
+            check_free(history_of(project), name, config.overrides)
         checkout.clear()
         run = Run(project, config, plan, display, checkout, jobs, keep_going)
         run.journal = journal = Journal(run.history, plan.nodes, config.overrides)

@@ -191,6 +191,16 @@ def check_name(name: str) -> None:
         raise ConfigError(f"--name '{name}' is no name for a build", hint="letters, digits, '.', '_' and '-' only")
 
 
+def check_free(history: History, name: str, overrides: tuple[str, ...]) -> None:
+    """Raise ConfigError where another configuration's build is called `name`: gc might then remove what that needs."""
+    held = next((build for build in history.builds if build.name == name), None)
+    if held is not None and held.overrides != overrides:
+        raise ConfigError(
+            f"--name {name}: so is {held.title}",
+            hint=f"choose another name, or take it away from that one: tapeout gc --unname {name}",
+        )
+
+
 def table(builds: list[Build]) -> Iterator[str]:
     """Yield the lines of `tapeout builds`."""
     head = ("build", "began", "name", "result", "built", "cached", "overrides")

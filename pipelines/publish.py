@@ -22,7 +22,12 @@ from pipelines.project import Project
 from pipelines.sealed import read_sealed, write_sealed
 from pipelines.summary import Summary
 
-PATIENCE = 120.0  # s that a finished build waits for MLflow
+PATIENCE = 60.0  # s that a finished build waits for MLflow
+QUIET = {  # a server that does not answer is given up before that
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
+}
 Publisher = subprocess.Popen[str]
 
 
@@ -31,7 +36,7 @@ def start(project: Project, config: Config) -> Publisher | None:
     if config.tracking.kind != "mlflow":
         return None
     paths = [str(Path(pipelines.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "MLFLOW_DISABLE_TELEMETRY": "true"}
+    environment = {**QUIET, **os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     with storing(project.state), open(project.state / "publish.log", "w", encoding="utf-8") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "pipelines.publish", config.tracking.uri, config.tracking.experiment],
@@ -64,7 +69,8 @@ def finish(publisher: Publisher | None, project: Project, config: Config, summar
         publisher.wait()
     if publisher.returncode:
         display.note(
-            f"MLflow did not take this build's run; the next build tries again. Why: {project.state}/publish.log"
+            f"MLflow did not take this build's run; the next build tries again. The build itself is complete. Why: "
+            f"{project.relative(project.state / 'publish.log')}"
         )
 
 

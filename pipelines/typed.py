@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -92,23 +93,19 @@ def of_type(value: Any, kind: Any) -> Any:
 
 def unknown_key(where: str, group: str, key: str, schema: type) -> ConfigError:
     """Return the error for a key that `schema` does not have."""
-    last, inner = key.rpartition(".")[2], "." in key or "[" in key
-    known = {field.name for each in reachable(schema)[inner:] for field in dataclasses.fields(each)}
-    title = "known keys" if inner else f"{group} has"
-    return ConfigError(f"{where}: unknown key {group}.{key}", hint=suggestion(last, known, title))
+    parts = re.sub(r"\[[^]]*\]", "", key).split(".")
+    kind: Any = schema
+    for part in parts[:-1]:
+        kind = element(typing.get_type_hints(kind).get(part)) if dataclasses.is_dataclass(kind) else None
+    known = [field.name for field in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
+    title = f"{'.'.join([group, *parts[:-1]])} has"
+    return ConfigError(f"{where}: unknown key {group}.{key}", hint=suggestion(parts[-1], known, title))
 
 
-def reachable(schema: type) -> list[Any]:
-    """Return `schema` and the dataclasses among the types of its fields, one level down."""
-    from omegaconf import OmegaConf
-
-    found: list[Any] = [schema]
-    hints = OmegaConf.structured(schema)
-    for field in dataclasses.fields(schema):
-        node = hints._get_node(field.name)
-        element = node._metadata.element_type if hasattr(node._metadata, "element_type") else node._metadata.object_type
-        found += [element] if dataclasses.is_dataclass(element) else []
-    return found
+def element(kind: Any) -> Any:
+    """Return the type of what a key holds or, where it holds several, of each."""
+    arguments = [each for each in typing.get_args(kind) if each is not type(None)]
+    return element(arguments[-1]) if arguments else kind
 
 
 def expected(schema: type, key: Any) -> str:

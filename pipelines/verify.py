@@ -25,6 +25,10 @@ def verify_store(checkout: Checkout) -> Iterator[str]:
     """
     yield from verify_memories(checkout)
     checkout.digests.forget_all()
+    if checkout.ledger.records() and not checkout.store.objects.is_dir():
+        name = checkout.project.relative(checkout.store.objects)
+        yield f"{name}: the whole store is gone; nothing is dropped: put it back, 'dvc pull', or build again"
+        return
     own = objects_of(checkout)
     for path, why in checkout.store.damaged():
         name = checkout.project.relative(path)

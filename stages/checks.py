@@ -12,7 +12,16 @@ from pipelines.errors import ConfigError, nearest
 from stages.evaluation.names import MODEL_METRICS, TASK_METRICS, TASKS
 from stages.lowering.limits import block_size, chunk_size, coreml_sizes, coreml_system
 from stages.quantizers.choices import Choice, check_choices
-from stages.schema import DeviceProfile, Gate, QuantizeConfig, QuestionsConfig, Runtime, TrainConfig, ValidateConfig
+from stages.schema import (
+    CalibrateConfig,
+    DeviceProfile,
+    Gate,
+    QuantizeConfig,
+    QuestionsConfig,
+    Runtime,
+    TrainConfig,
+    ValidateConfig,
+)
 
 _KEYS = ("bits", "embeddings", "convolutions")  # whose choices check_choices gives first, in this order
 
@@ -64,6 +73,18 @@ def validation(config: ValidateConfig, device: DeviceProfile | None = None) -> N
         raise ConfigError(
             f"device {device.name}: budgets.size_mib is {device.budgets.size_mib}",
             hint="expected a number above 0, or null for no limit",
+        )
+
+
+def calibration(config: CalibrateConfig, device: DeviceProfile | None = None) -> None:
+    """Raise ConfigError where nothing would be drawn."""
+    for key in ("samples", "batch"):
+        if getattr(config, key) < 1:
+            raise ConfigError(f"calibrate.{key} is {getattr(config, key)}", hint="expected 1 or more")
+    if config.image_token_weight < 0:
+        raise ConfigError(
+            f"calibrate.image_token_weight is {config.image_token_weight}",
+            hint="expected 0 or more; 1 counts an image token as a text token",
         )
 
 

@@ -78,13 +78,18 @@ def test_there_is_no_build_yet(toy: Toy) -> None:
     assert toy.run("gc").out == "nothing to remove: all is needed\n"
 
 
-def test_a_name_moves_to_the_newer_build_that_passed(toy_built: Toy) -> None:
+def test_a_name_is_for_one_configuration_that_passed(toy_built: Toy) -> None:
     assert toy_built.build("quantize.bits=8", "--name", "release").status == 0
-    failed = toy_built.build("quantize.bits=3", "validate.bound=0.95", "--name", "release")
+    other = toy_built.build("quantize.bits=5", "--name", "release")
+    assert other.status == 2
+    assert "--name release: so is build 2 (release)" in other.err
+    assert "tapeout gc --unname release" in other.err
+    failed = toy_built.build("quantize.bits=3", "validate.bound=0.95", "--name", "next")
     assert failed.status == 1
-    assert "the build did not pass, and is not called release" in failed.err
+    assert "the build did not pass, and is not called next" in failed.err
     assert [(each["name"], each["passed"]) for each in builds(toy_built)[:2]] == [(None, False), ("release", True)]
-    assert toy_built.build("quantize.bits=5", "--name", "release").status == 0
+    toy_built.edit("toystages/quantize.py", "range(3)", "range(4)")
+    assert toy_built.build("quantize.bits=8", "--name", "release").status == 0  # made anew, the name moves
     assert [each["name"] for each in builds(toy_built)] == ["release", None, None, None]
 
 

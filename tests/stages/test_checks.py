@@ -9,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from pipelines.errors import ConfigError
-from stages.checks import questions, sizes, training, validation, weight_formats
+from stages.checks import calibration, questions, sizes, training, validation, weight_formats
 from stages.evaluation.answers import Answer
 from stages.evaluation.metrics import compare
 from stages.evaluation.names import TASK_METRICS
@@ -60,6 +60,8 @@ OTHERS = [
     (validation, "validate", {"confidence": 1.0}, ["confidence is 1.0", "less than 1"]),
     (validation, "validate", {"confidence": 0.0}, ["confidence is 0.0"]),
     (validation, "validate", {"resamples": 0}, ["resamples is 0"]),
+    (calibration, "calibrate", {"samples": 0}, ["calibrate.samples is 0"]),
+    (calibration, "calibrate", {"image_token_weight": -1.0}, ["image_token_weight is -1.0"]),
     (questions, "questions", {"per_task": 0}, ["per_task is 0"]),
     (training, "train", {"steps": 0}, ["train.steps is 0"]),
     (training, "train", {"warmup": 0}, ["train.warmup is 0"]),
