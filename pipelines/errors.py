@@ -9,6 +9,7 @@
     │   └── WorkerError          the process that ran a stage was killed
     ├── GateError                a validated metric is out of its bounds
     └── StoreError               the store or the workspace cannot be read or written, or an object is damaged
+        └── UnwritableError      the disk is full or must not be written: the whole build ends
 
 A message says what was found, where, and what was expected; `hint` says the nearest valid choice and the next step.
 No traceback is shown for any of them.
@@ -69,9 +70,18 @@ class StoreError(TapeoutError):
     """The store or the workspace cannot be read or written, or what lies there is damaged."""
 
 
+class UnwritableError(StoreError):
+    """The disk is full, read-only or failing: no other node's result could be kept either."""
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
-    """Return "did you mean 'x'?" for the choice closest to `word`, or "" where none is close."""
-    found = difflib.get_close_matches(str(word), [str(choice) for choice in choices], n=1, cutoff=0.5)
+    """Return "did you mean 'x'?" for the choice closest to `word`, or "" where none is close.
+
+    Half of a short word is not close.
+    """
+    found = difflib.get_close_matches(
+        str(word), [str(choice) for choice in choices], n=1, cutoff=0.5 if len(str(word)) > 4 else 0.6
+    )
     return f"did you mean '{found[0]}'?" if found else ""
 
 

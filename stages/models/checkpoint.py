@@ -99,8 +99,8 @@ def _hint_for_missing(path: Path, name: str) -> str:
         )
     if name == WEIGHTS and (shards := [file for file in found if file.endswith(".safetensors")]):
         return f"Found {_listed(shards)}: name a single file {WEIGHTS}, and join several into one."
-    close = nearest(name, found)
-    return f"Found {_listed(found) or 'an empty folder'}{'; ' + close if close else ''}."
+    close = nearest(name, [file for file in found if file not in (CONFIG, WEIGHTS, TOKENIZER, PREPROCESSING)])
+    return " ".join(filter(None, [close, f"Found {_listed(found) or 'an empty folder'}."]))
 
 
 def _check_tensors(path: Path, entries: dict[str, TensorEntry], config: ModelConfig) -> None:

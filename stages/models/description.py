@@ -48,9 +48,12 @@ def read_object(path: Path) -> dict[str, Any]:
 
 def check_config(values: dict[str, Any], path: Path) -> ModelConfig:
     """The model's configuration. Raises CheckpointError for a missing, unknown, mistyped or impossible value."""
+    if values.get("architecture", "fastvlm") != "fastvlm":
+        raise CheckpointError(
+            f"{path}: architecture is {values['architecture']!r}; expected 'fastvlm'",
+            hint="Today models of FastVLM's architecture can be built, in the layout that README.md describes.",
+        )
     _check_keys(values, _CONFIG_KEYS, path, "")
-    if values["architecture"] != "fastvlm":
-        raise CheckpointError(f"{path}: architecture is {values['architecture']!r}; expected 'fastvlm'")
     for section, kind in (("vision", VisionConfig), ("text", TextConfig)):
         if not isinstance(values[section], dict):
             raise CheckpointError(f"{path}: {section} is {values[section]!r}; expected an object, {{...}}")
