@@ -1,9 +1,9 @@
 """`tapeout gc`: removes what no named build, none of the last builds, and neither workspace nor dvc.lock needs.
 
 DVC's cache is shared with the user's own data, so only objects go that a dropped record names, and that no kept record,
-no dvc.lock and no .dvc file does, those of `dvc exp run` among them. Before anything is removed, the names of those
-objects are written down; then go the records, then the objects. A kill on the way leaves every record whole, and the
-next gc goes on with the list.
+no dvc.lock and no .dvc file does, those of `dvc exp run` among them. While one runs in a copy, nothing is removed.
+Before anything is, the names of those objects are written down; then go the records, then the objects. A kill on the
+way leaves every record whole, and the next gc goes on with the list.
 """
 
 from __future__ import annotations
@@ -28,11 +28,14 @@ from pipelines.sealed import read_sealed, write_sealed
 
 ELSEWHERE = (".git", ".dvc", ".tapeout", "node_modules")  # folders that hold no dvc.lock and no .dvc file
 
+RUNNING = (1, 2)  # DVC's TaskStatus: an experiment is prepared, or runs
+
 
 @dataclass
 class Garbage:
     """What is to go. builds: entries; those in `trimmed` stay, since they made what is kept. objects: by their names in
-    DVC's cache, an md5 or an md5 with .dir. workspace: folders under artifacts/ and, after each, its record."""
+    DVC's cache, an md5 or an md5 with .dir. workspace: records under artifacts/ and, before each, its folder, unless
+    that is now another node's."""
 
     builds: list[Build] = field(default_factory=list)
     trimmed: list[Build] = field(default_factory=list)
@@ -74,7 +77,8 @@ class Garbage:
         yield from (f"folder   {relative(path)}" for path in self.workspace if path.suffix != ".json")
         yield from (f"log      {relative(path)}" for path in self.logs)
         parts = [f"{len(self.dropped)} builds", f"{len(self.records)} results"]
-        parts += [f"{len(self.objects)} objects", f"{len(self.workspace) // 2} folders", f"{len(self.logs)} logs"]
+        folders = sum(path.suffix != ".json" for path in self.workspace)
+        parts += [f"{len(self.objects)} objects", f"{folders} folders", f"{len(self.logs)} logs"]
         if not (self.dropped or self.records or self.objects or self.workspace or self.logs):
             yield "nothing to remove: all is needed"
         else:
@@ -92,6 +96,11 @@ def collect(checkout: Checkout, keep: int, unname: str | None, shared: bool, dry
         raise ConfigError(
             f"the cache {project.cache} lies outside this project, and other projects may use it",
             hint="if none does, say so with --shared-cache; what their .dvc files name is not seen from here",
+        )
+    for copy in running(project.root):
+        raise ConfigError(
+            f"'dvc exp run' has an experiment in {project.relative(copy)}, which may need any result",
+            hint="wait for it; if it was killed, remove that folder. Nothing was removed",
         )
     garbage = find_garbage(checkout, keep, unname)
     if not dry:
@@ -116,16 +125,23 @@ def find_garbage(checkout: Checkout, keep: int, unname: str | None) -> Garbage:
     gone: list[Record] = []
 
     nodes = {node for node, _ in results}
+    shown: set[Path] = set()
+    stale: list[tuple[Path, Path]] = []
     for path in sorted((checkout.project.artifacts / "build").glob("*.json")):
         record = read_record(path)
         if record is None:  # `verify` names it, and a build puts it right
+            shown |= {path.with_suffix(""), checkout.project.artifacts / path.stem.partition("-")[2]}
             continue
         if current is None or path.stem in current or (path.stem, record.key) in results or name_of(record) in named:
             needed.append(record)
             nodes.add(path.stem)
+            shown.add(folder_of(checkout, path, record))
         else:
             gone.append(record)
-            garbage.workspace += [folder_of(checkout, path, record), path]
+            stale.append((folder_of(checkout, path, record), path))
+    for folder, path in stale:  # a bundle's folder is its device's, whichever stage makes it
+        garbage.workspace += [path] if folder in shown else [folder, path]
+        shown.add(folder)
     garbage.logs = sorted(
         path for path in (checkout.project.state / "logs").glob("*.log") if builds and path.stem not in nodes
     )
@@ -176,8 +192,10 @@ def names_in_dvc(checkout: Checkout) -> set[str]:
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     found: set[str] = set()
-    files = ((checkout.project.relative(path), path.read_bytes) for path in dvc_files(checkout.project.root))
-    for name, read in (*files, *experiments(checkout.project.root)):
+    root = checkout.project.root
+    places = (root, *copies(root))
+    files = ((checkout.project.relative(path), path.read_bytes) for place in places for path in dvc_files(place))
+    for name, read in (*files, *experiments(root)):
         try:
             found |= set(md5s_in(yaml.load(read(), Loader=loader)))
         except (OSError, ValueError, yaml.YAMLError) as error:
@@ -201,6 +219,26 @@ def dvc_files(root: Path) -> Iterator[Path]:
             folders.clear()
             continue
         yield from (Path(folder, name) for name in files if name == "dvc.lock" or name.endswith(".dvc"))
+
+
+def copies(root: Path) -> list[Path]:
+    """Return the copies of the project in which DVC runs experiments, or has left one that failed or was killed."""
+    tried = root / ".dvc" / "tmp" / "exps"  # EXEC_TMP_DIR of DVC: a queue's are in it, those of --temp in standalone/
+    return sorted(path for pattern in ("tmp*", "standalone/tmp*") for path in tried.glob(pattern) if path.is_dir())
+
+
+def running(root: Path) -> Iterator[Path]:
+    """Yield each copy in which DVC says that an experiment runs: it says so too of one that was killed."""
+    tried, found = root / ".dvc" / "tmp" / "exps", copies(root)
+    for pattern in ("run/*/*.json", "standalone/run/*/*.json"):
+        for path in sorted(tried.glob(pattern)):
+            try:
+                said = json.loads(path.read_bytes())
+                copy, status = Path(said["root_dir"]), int(said["status"])
+            except (OSError, ValueError, TypeError, KeyError):  # not one of DVC's, or being written
+                continue
+            if status in RUNNING and any(copy.samefile(each) for each in found if copy.is_dir()):
+                yield copy
 
 
 def experiments(root: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:

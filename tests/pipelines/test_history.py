@@ -190,6 +190,33 @@ def test_a_dvc_file_that_cannot_be_read_stops_gc(toy3: Toy) -> None:
     assert stored(toy3) == before
 
 
+def test_gc_waits_for_an_experiment_in_a_copy(toy3: Toy) -> None:
+    """DVC says that it runs, as it does of one that was killed."""
+    before = stored(toy3)
+    tried = toy3.root / ".dvc/tmp/exps/standalone"
+    for name in ("tmpa", "tmpb"):
+        (tried / name).mkdir(parents=True)
+    (tried / "run/1").mkdir(parents=True)
+    info = tried / "run/1/1.json"
+    info.write_text(json.dumps({"root_dir": str(tried / "tmpa"), "status": 2}))
+    result = toy3.run("gc", "--keep", "0")
+    assert result.status == 2
+    assert "an experiment in .dvc/tmp/exps/standalone/tmpa" in result.err
+    assert stored(toy3) == before
+    for text in (info.read_text().replace("2}", "4}"), "{"):
+        info.write_text(text)
+        assert toy3.run("gc", "--keep", "0", "--dry-run").status == 0
+
+
+def test_what_a_killed_experiment_in_a_copy_has_made_is_kept(toy3: Toy) -> None:
+    lock = (toy3.root / "dvc.lock").read_text()
+    assert toy3.build(PAIR).status == 0
+    toy3.write(".dvc/tmp/exps/tmpa/dvc.lock", lock)
+    assert toy3.run("gc", "--keep", "1", "--unname", "eight").status == 0
+    assert "quantize" in cached(toy3, PAIR, *THREE)
+    assert "quantize" not in cached(toy3, PAIR, "quantize.bits=8")
+
+
 def test_a_damaged_entry_stops_gc(toy3: Toy) -> None:
     entry = toy3.root / ".tapeout/builds/000002.json"
     entry.write_bytes(entry.read_bytes().replace(b"eight", b"night"))
@@ -230,6 +257,33 @@ def test_stale_artifacts_and_logs_go(toy_built: Toy) -> None:
     assert not (toy_built.root / "artifacts/watch").exists()
     assert toy_built.run("verify").status == 0
     assert set(toy_built.build().nodes.values()) == {"cached"}
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_bundle_that_another_stage_makes_now_stays(damaged: bool, toy_built: Toy) -> None:
+    """The record of the stage's old name names the same folder; and so may one that cannot be read."""
+    toy_built.edit("conf/pipeline/main.yaml", "  package:\n", "  pack:\n")
+    assert toy_built.build().status == 0
+    files = toy_built.files()
+    if damaged:
+        toy_built.edit("artifacts/build/pack-phone.json", "{", "")
+        del files["build/pack-phone.json"]
+    said = toy_built.run("gc", "--keep", "1").out
+    assert "folder " not in said
+    assert ", 0 folders" in said
+    gone = {"build/package-phone.json", "build/package-tablet.json"}
+    left = {name: data for name, data in toy_built.files().items() if name != "build/pack-phone.json"}
+    assert left == {name: data for name, data in files.items() if name not in gone | {"build/pack-phone.json"}}
+    assert set(toy_built.build().nodes.values()) == {"cached"}
+
+
+def test_folders_go_once_with_all_that_made_them(toy_built: Toy) -> None:
+    toy_built.edit("conf/pipeline/main.yaml", "  package:\n", "  pack:\n")
+    assert toy_built.build().status == 0
+    assert toy_built.build("pipeline=pair").status == 0
+    said = json.loads(toy_built.run("gc", "--keep", "1", "--json").out)
+    assert said["workspace"].count("artifacts/phone") == 1
+    assert not (toy_built.root / "artifacts/phone").exists()
 
 
 def test_a_killed_build_has_an_entry_and_what_it_made_is_kept(toy_built: Toy) -> None:
