@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import os
+import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -60,7 +61,7 @@ class Project:
 
     @cached_property
     def cache(self) -> Path:
-        """The folder of DVC's cache: `cache.dir` of .dvc/config.local or .dvc/config, by default .dvc/cache.
+        """The folder of DVC's cache: `cache.dir` of the first of DVC's settings that has it, by default .dvc/cache.
 
         A project without DVC keeps the same objects in .tapeout/cache (`dvc init` wants to make .dvc/ itself). Raises
         ConfigError for a file of DVC's that cannot be read.
@@ -68,19 +69,33 @@ class Project:
         control = self.root / ".dvc"
         if not (control / "config").is_file():
             return self.state / "cache"
-        for name in ("config.local", "config"):
+        for file in (control / "config.local", control / "config", *settings_of_dvc()):
             parser = configparser.ConfigParser(interpolation=None, strict=False)
             try:
-                parser.read(control / name, encoding="utf-8")
-            except (configparser.Error, ValueError) as error:
+                parser.read(file, encoding="utf-8")
+            except (OSError, configparser.Error, ValueError) as error:
                 raise ConfigError(
-                    f".dvc/{name} is damaged: {' '.join(str(error).split())}", hint="mend it; 'dvc config' writes it"
+                    f"{self.relative(file)} is damaged: {' '.join(str(error).split())}",
+                    hint="mend it; 'dvc config' writes it",
                 ) from error
             if parser.has_option("cache", "dir"):
-                return (control / Path(parser.get("cache", "dir").strip("'\"")).expanduser()).resolve()
+                return (file.parent / Path(parser.get("cache", "dir").strip("'\"")).expanduser()).resolve()
         return control / "cache"
 
     def relative(self, path: Path) -> str:
         """Return `path` as the project's files name it: relative, where it lies in the project."""
         text, within = str(path), f"{self.root}{os.sep}"
         return text.removeprefix(within) if path != self.root else "."
+
+
+def settings_of_dvc() -> list[Path]:
+    """Return DVC's settings of this user and of this machine, which hold for every project: where dvc.dirs has them."""
+    home = "~/Library/Application Support" if sys.platform == "darwin" else "~/.config"
+    system = "/Library/Application Support" if sys.platform == "darwin" else "/etc/xdg"
+    named = [folder for folder in os.environ.get("XDG_CONFIG_DIRS", "").split(os.pathsep) if os.path.isabs(folder)]
+    own = os.environ.get("XDG_CONFIG_HOME", "")
+    folders = (
+        os.environ.get("DVC_GLOBAL_CONFIG_DIR") or os.path.join(own if os.path.isabs(own) else home, "dvc"),
+        os.environ.get("DVC_SYSTEM_CONFIG_DIR") or os.path.join(named[0] if named else system, "dvc"),
+    )
+    return [Path(folder).expanduser().absolute() / "config" for folder in folders]
