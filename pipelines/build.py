@@ -37,6 +37,7 @@ def build(
     with opened(project, lambda: display.note("another build has this project; waiting for it")) as checkout:
         for node in plan.nodes.values():
             checkout.keys.known(node)  # raises before anything runs
+        began = record.begin(checkout, config)
         if name is not None:
             check_free(history_of(project), name, config.overrides)
         checkout.clear()
@@ -48,7 +49,7 @@ def build(
             run.close()
         run.withdraw()
         try:
-            record.write(checkout, config, plan, run.summary)
+            record.write(checkout, config, plan, run.summary, began)
         except ConfigError as error:  # an input from outside was there when the build began
             gone = StageError(f"during the build, this happened: {error.message}", hint="put it back and build again")
             if run.summary.passed:

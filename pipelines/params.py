@@ -83,9 +83,14 @@ def mark_of(config: Config) -> str:
     return hash_json([config.groups, config.devices, repr(config.pipeline), shared(config.overrides)])
 
 
+def at_hand(config: Config) -> bool:
+    """Say whether what the file should hold is known from when the configuration was loaded."""
+    return config.composed is not None and shared(config.overrides) == list(config.overrides)
+
+
 def compose_params(project: Project, config: Config) -> dict[str, Any]:
-    """Return what the file should hold."""
-    if config.composed is not None and shared(config.overrides) == list(config.overrides):
+    """Return what the file should hold: composed anew, as conf/ is now, unless it is `at_hand`."""
+    if config.composed is not None and at_hand(config):
         return dict(config.composed)
     from pipelines.compose import compose
 

@@ -16,6 +16,7 @@ from pipelines import params
 from pipelines.checkout import Checkout
 from pipelines.config import Config
 from pipelines.digests import hash_bytes, hash_json
+from pipelines.errors import StoreError
 from pipelines.files import write_file
 from pipelines.ledger import Record
 from pipelines.plan import Node, Plan
@@ -27,8 +28,25 @@ LOCK = "requirements.lock"
 MEMORY = "recorded.json"
 
 
-def write(checkout: Checkout, config: Config, plan: Plan, summary: Summary) -> None:
-    """Write the three files for `plan`, where they differ. Does nothing in a project without .dvc/."""
+def begin(checkout: Checkout, config: Config) -> dict[str, str]:
+    """Return the digest of each file that the configuration is composed from, for `write` to know what was edited."""
+    if not follows_dvc(checkout):
+        return {}
+    found = {}
+    for path in config.files.values():
+        try:
+            found[str(path)] = checkout.digests.of(path).sha256
+        except StoreError:  # removed
+            found[str(path)] = ""
+    return found
+
+
+def write(checkout: Checkout, config: Config, plan: Plan, summary: Summary, began: dict[str, str]) -> None:
+    """Write the three files for `plan`, where they differ. Does nothing in a project without .dvc/.
+
+    began: what `begin` has returned. dvc.lock leaves out a node that an edit meanwhile would change: it was made of
+    what was there before, and so is params.yaml.
+    """
     root = checkout.project.root
     if not follows_dvc(checkout):
         return
@@ -37,6 +55,8 @@ def write(checkout: Checkout, config: Config, plan: Plan, summary: Summary) -> N
     ended = {entry.name for entry in summary.nodes if entry.status in ("built", "cached")}
     if any(entry.status == "built" for entry in summary.nodes):  # what was edited since is not what it was made of
         ended = {name for name in ended if not checkout.keys.edited(plan.nodes[name])}
+    edited = {path for path, digest in begin(checkout, config).items() if began.get(path) != digest}
+    ended = {name for name in ended if edited.isdisjoint(map(str, composed_from(config, plan.nodes[name])))}
     records = {name: record for name in ended if (record := checkout.last(plan.nodes[name]))}
     folders = {plan.nodes[name].folder: record for name, record in records.items()}
     locked = {
@@ -48,11 +68,16 @@ def write(checkout: Checkout, config: Config, plan: Plan, summary: Summary) -> N
         for name, stage in stages.items()
         if name in records
     }
+    stages = {name: escaped(stage) for name, stage in stages.items()}
     described = {"stages": stages, **({"metrics": metrics} if metrics else {})}
     marks = {"dvc.yaml": hash_json(described), "dvc.lock": hash_json(locked), params.FILE: params.mark_of(config)}
     if read_marks(checkout) == sealed(checkout, marks):
         return
+    if edited and not params.at_hand(config):
+        return  # what conf/ comes to now is not what was built; the next build writes them
     values = params.compose_params(checkout.project, config)
+    if not params.at_hand(config) and begin(checkout, config) != began:  # just now
+        return
     for name, stage in stages.items():
         keys = params.keys_of(values, plan.nodes[name])
         stages[name] = with_params(stage, keys)
@@ -81,12 +106,10 @@ def follows_dvc(checkout: Checkout) -> bool:
 
 
 def declared(checkout: Checkout, config: Config, plan: Plan, node: Node) -> dict[str, Any]:
-    """Return the node's stage of dvc.yaml. `${` is DVC's own and is escaped."""
+    """Return the node's stage as dvc.lock has it; for dvc.yaml see `escaped`."""
     project, keys = checkout.project, checkout.keys
     files = [*keys.module_files(node).values(), *keys.reads(node).values()]
-    groups = ["config", "pipeline", *([node.stage.config] if node.stage.config else [])]
-    groups += [f"device.{name}" for name in node.devices] if node.stage.per else []
-    files += [config.files[group] for group in groups if group in config.files]
+    files += composed_from(config, node)
     deps = {project.relative(path) for path in files if path.is_relative_to(project.root)}
     for key in node.stage.sources:
         deps |= set(keys.source_files(node, key))
@@ -94,10 +117,26 @@ def declared(checkout: Checkout, config: Config, plan: Plan, node: Node) -> dict
         deps.add(LOCK)
     deps |= {plan.nodes[need].folder for need in node.inputs.values()}
     return {
-        "cmd": command(checkout, config, node).replace("${", "\\${"),
+        "cmd": command(checkout, config, node),
         "deps": sorted(deps),
         "outs": sorted([node.folder, node.record]),
     }
+
+
+def escaped(stage: dict[str, Any]) -> dict[str, Any]:
+    """Return a stage as dvc.yaml has it, where `${` is DVC's own."""
+    return {
+        "cmd": stage["cmd"].replace("${", "\\${"),
+        "deps": [path.replace("${", "\\${") for path in stage["deps"]],
+        "outs": stage["outs"],
+    }
+
+
+def composed_from(config: Config, node: Node) -> list[Path]:
+    """Return the configuration files that a node's part of the configuration comes from."""
+    groups = ["config", "pipeline", *([node.stage.config] if node.stage.config else [])]
+    groups += [f"device.{name}" for name in node.devices] if node.stage.per else []
+    return [config.files[group] for group in groups if group in config.files]
 
 
 def command(checkout: Checkout, config: Config, node: Node) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pipelines.project import Project
 from tests.pipelines.toy import NODES, Toy, add_dvc, commit, make_toy
 
 
@@ -108,6 +109,38 @@ def test_an_upgraded_library_is_a_change_for_dvc_too(toy: Toy) -> None:
 def test_text_that_looks_like_a_number_stays_text_for_dvc(toy: Toy) -> None:
     add_dvc(toy)
     assert toy.build("device=[phone]", "device.phone.runtime='1e3'").status == 0
+    assert toy.call("dvc", "status").out.strip() == "Data and pipelines are up to date."
+
+
+def test_what_looks_like_dvcs_own_templates_is_text(toy: Toy) -> None:
+    """In the name of a source, and in an override."""
+    add_dvc(toy)
+    toy.write("data/model/a${x}.txt", "text")
+    assert toy.build("pipeline=pair", "quantize.bits=${quantize.group_size}").status == 0
+    status = toy.call("dvc", "status")
+    assert status.out.strip() == "Data and pipelines are up to date.", status.err
+
+
+EDITING = """    import pathlib
+    file = pathlib.Path(__file__).parents[1] / "conf/quantize/int4.yaml"
+    file.write_text(file.read_text().replace("bits: 4", "bits: 5"))
+    for step"""
+
+
+@pytest.mark.parametrize("words", [(), ("executor.jobs=2",)])
+def test_conf_that_is_edited_while_a_build_runs_was_not_built(words: tuple[str, ...], toy: Toy) -> None:
+    """Whether what the build began with is at hand, or would have to be composed again."""
+    add_dvc(toy)
+    assert toy.build("pipeline=pair", *words).status == 0
+    toy.edit("toystages/quantize.py", "    for step", EDITING)
+    assert toy.build("pipeline=pair", *words).status == 0
+    assert (toy.root / "artifacts/build/quantize/codes.txt").read_text().endswith("in 4/32")
+    files = [(toy.root / name).read_text() for name in ("params.yaml", "dvc.lock")]
+    assert not any("bits: 5" in text for text in files)
+    status = toy.call("dvc", "status").out
+    assert "quantize:" in status
+    assert toy.build("pipeline=pair", *words).status == 0
+    assert (toy.root / "artifacts/build/quantize/codes.txt").read_text().endswith("in 5/32")
     assert toy.call("dvc", "status").out.strip() == "Data and pipelines are up to date."
 
 
@@ -248,6 +281,27 @@ def test_objects_lie_where_dvc_keeps_them(case: str, toy: Toy) -> None:
         toy.write(f".dvc/{name}", text)
     assert toy.build("pipeline=pair").status == 0
     assert list((toy.root / folder / "files/md5").glob("??/*"))
+
+
+LEVELS = ["DVC_GLOBAL_CONFIG_DIR", "DVC_SYSTEM_CONFIG_DIR", "XDG_CONFIG_HOME", "XDG_CONFIG_DIRS"]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_settings_of_the_user_and_the_machine_count(level: str, toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in LEVELS:
+        monkeypatch.setenv(name, str(toy.root / "none"))
+    for name in LEVELS[:2] if level.startswith("XDG") else []:
+        monkeypatch.delenv(name)
+    toy.write(".dvc/config", "")
+    monkeypatch.setenv(level, str(toy.root / "own"))
+    toy.write("own/dvc/config" if level.startswith("XDG") else "own/config", f"[cache]\n    dir = {toy.root}/theirs\n")
+    assert Project(toy.root).cache == toy.root / "theirs"
+    if level == "XDG_CONFIG_HOME":
+        add_dvc(toy)
+        toy.write(".dvc/config", "")
+        assert toy.call("dvc", "cache", "dir").out.strip() == str(toy.root / "theirs")
+    toy.write(".dvc/config", "[cache]\n    dir = ours\n")
+    assert Project(toy.root).cache == toy.root / ".dvc/ours"
 
 
 @pytest.mark.parametrize("name", ["config", "config.local"])
