@@ -10,6 +10,7 @@ from pipelines.checkout import Checkout
 from pipelines.digests import FileDigest, hash_bytes, hash_file
 from pipelines.errors import ConfigError, StoreError
 from pipelines.files import storing
+from pipelines.history import history_of
 from pipelines.ledger import read_record
 from pipelines.sealed import read_sealed
 from pipelines.tree import read_tree, walk
@@ -54,6 +55,9 @@ def verify_memories(checkout: Checkout) -> Iterator[str]:
         if path.is_file() and read_sealed(path) is None:
             name = checkout.project.relative(path)
             yield drop(path, f"{name}: not as it was written; dropped, {lost.get(path, AGAIN)}")
+    history = history_of(checkout.project)
+    for name in map(checkout.project.relative, map(history.path, history.damaged())):  # sealed, so it was written so
+        yield f"{name}: not an entry of this version's; remove it to let go of that build"
     for name, (_, written) in sorted((read_sealed(state / "recorded.json") or {}).items()):
         path = root / name
         if (hash_file(path)[0] if path.is_file() else hash_bytes(b"").sha256) != written:

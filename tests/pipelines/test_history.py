@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.sealed import read_sealed, write_sealed
 from tests.pipelines.toy import Toy, add_dvc, environment, make_toy
 
 FOUR, EIGHT, THREE = [], ["quantize.bits=8", "--name", "eight"], ["quantize.bits=3"]
@@ -228,6 +229,14 @@ def test_a_damaged_entry_stops_gc(toy3: Toy) -> None:
     assert [each["number"] for each in builds(toy3)] == [3, 1]
     assert toy3.build(PAIR).status == 0
     assert builds(toy3)[0]["number"] == 4
+
+
+def test_an_entry_of_another_version_is_named(toy3: Toy) -> None:
+    entry = toy3.root / ".tapeout/builds/000002.json"
+    write_sealed(entry, {**(read_sealed(entry) or {}), "mood": "good"})
+    result = toy3.run("verify")
+    assert (result.status, ".tapeout/builds/000002.json: not an entry of this version's" in result.out) == (1, True)
+    assert ".tapeout/builds/000002.json is damaged" in toy3.run("gc").err
 
 
 def test_a_cache_that_others_may_use_is_left_alone(toy: Toy, tmp_path: Path) -> None:
