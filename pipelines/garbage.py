@@ -230,7 +230,7 @@ def copies(root: Path) -> list[Path]:
 def running(root: Path) -> Iterator[Path]:
     """Yield each copy in which DVC says that an experiment runs: it says so too of one that was killed."""
     tried, found = root / ".dvc" / "tmp" / "exps", copies(root)
-    for pattern in ("run/*/*.json", "standalone/run/*/*.json"):
+    for pattern in ("run/*/*.run", "standalone/run/*/*.run"):
         for path in sorted(tried.glob(pattern)):
             try:
                 said = json.loads(path.read_bytes())

@@ -55,9 +55,9 @@ def write(checkout: Checkout, config: Config, plan: Plan, summary: Summary, bega
     ended = {entry.name for entry in summary.nodes if entry.status in ("built", "cached")}
     if any(entry.status == "built" for entry in summary.nodes):  # what was edited since is not what it was made of
         ended = {name for name in ended if not checkout.keys.edited(plan.nodes[name])}
-    edited = {path for path, digest in begin(checkout, config).items() if began.get(path) != digest}
-    ended = {name for name in ended if edited.isdisjoint(map(str, composed_from(config, plan.nodes[name])))}
     records = {name: record for name in ended if (record := checkout.last(plan.nodes[name]))}
+    edited = {path for path, digest in begin(checkout, config).items() if began.get(path) != digest}
+    stays = {name for name in records if edited.isdisjoint(map(str, composed_from(config, plan.nodes[name])))}
     folders = {plan.nodes[name].folder: record for name, record in records.items()}
     locked = {
         name: {
@@ -66,7 +66,7 @@ def write(checkout: Checkout, config: Config, plan: Plan, summary: Summary, bega
             "outs": [entry_of(checkout, path, folders) for path in stage["outs"]],
         }
         for name, stage in stages.items()
-        if name in records
+        if name in stays
     }
     stages = {name: escaped(stage) for name, stage in stages.items()}
     described = {"stages": stages, **({"metrics": metrics} if metrics else {})}

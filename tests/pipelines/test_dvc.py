@@ -131,15 +131,15 @@ EDITING = """    import pathlib
 def test_conf_that_is_edited_while_a_build_runs_was_not_built(words: tuple[str, ...], toy: Toy) -> None:
     """Whether what the build began with is at hand, or would have to be composed again."""
     add_dvc(toy)
-    assert toy.build("pipeline=pair", *words).status == 0
+    assert toy.build("device=[phone]", *words).status == 0
     toy.edit("toystages/quantize.py", "    for step", EDITING)
-    assert toy.build("pipeline=pair", *words).status == 0
+    assert toy.build("device=[phone]", *words).status == 0
     assert (toy.root / "artifacts/build/quantize/codes.txt").read_text().endswith("in 4/32")
     files = [(toy.root / name).read_text() for name in ("params.yaml", "dvc.lock")]
     assert not any("bits: 5" in text for text in files)
     status = toy.call("dvc", "status").out
     assert "quantize:" in status
-    assert toy.build("pipeline=pair", *words).status == 0
+    assert toy.build("device=[phone]", *words).status == 0
     assert (toy.root / "artifacts/build/quantize/codes.txt").read_text().endswith("in 5/32")
     assert toy.call("dvc", "status").out.strip() == "Data and pipelines are up to date."
 

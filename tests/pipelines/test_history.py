@@ -198,7 +198,7 @@ def test_gc_waits_for_an_experiment_in_a_copy(toy3: Toy) -> None:
     for name in ("tmpa", "tmpb"):
         (tried / name).mkdir(parents=True)
     (tried / "run/1").mkdir(parents=True)
-    info = tried / "run/1/1.json"
+    info = tried / "run/1/1.run"
     info.write_text(json.dumps({"root_dir": str(tried / "tmpa"), "status": 2}))
     result = toy3.run("gc", "--keep", "0")
     assert result.status == 2
