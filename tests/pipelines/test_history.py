@@ -192,21 +192,28 @@ def test_a_dvc_file_that_cannot_be_read_stops_gc(toy3: Toy) -> None:
 
 
 def test_gc_waits_for_an_experiment_in_a_copy(toy3: Toy) -> None:
-    """DVC says that it runs, as it does of one that was killed."""
+    """DVC notes that it runs, here with DVC's own names and code; and notes so still of one that was killed."""
+    from dvc.repo.experiments.executor.base import BaseExecutor, ExecutorInfo, TaskStatus
+    from dvc.repo.experiments.queue.tempdir import _STANDALONE_TMP_DIR
+    from dvc.repo.experiments.utils import EXEC_PID_DIR
+
     before = stored(toy3)
-    tried = toy3.root / ".dvc/tmp/exps/standalone"
+    tried = toy3.root / ".dvc/tmp" / _STANDALONE_TMP_DIR
     for name in ("tmpa", "tmpb"):
         (tried / name).mkdir(parents=True)
-    (tried / "run/1").mkdir(parents=True)
-    info = tried / "run/1/1.run"
-    info.write_text(json.dumps({"root_dir": str(tried / "tmpa"), "status": 2}))
-    result = toy3.run("gc", "--keep", "0")
-    assert result.status == 2
-    assert "an experiment in .dvc/tmp/exps/standalone/tmpa" in result.err
-    assert stored(toy3) == before
-    for text in (info.read_text().replace("2}", "4}"), "{"):
-        info.write_text(text)
-        assert toy3.run("gc", "--keep", "0", "--dry-run").status == 0
+    note = tried / EXEC_PID_DIR / "1" / f"1{BaseExecutor.INFOFILE_EXT}"
+    info = ExecutorInfo("", "", "dvc", str(tried / "tmpa"), ".dvc")
+    for info.status in (TaskStatus.PREPARING, TaskStatus.RUNNING):
+        info.dump_json(str(note))
+        result = toy3.run("gc", "--keep", "0")
+        assert result.status == 2
+        assert "an experiment in .dvc/tmp/exps/standalone/tmpa" in result.err
+        assert stored(toy3) == before
+    info.status = TaskStatus.FAILED
+    info.dump_json(str(note))
+    assert toy3.run("gc", "--keep", "0", "--dry-run").status == 0
+    note.write_text("{")
+    assert toy3.run("gc", "--keep", "0", "--dry-run").status == 0
 
 
 def test_what_a_killed_experiment_in_a_copy_has_made_is_kept(toy3: Toy) -> None:
