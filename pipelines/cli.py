@@ -12,6 +12,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from pipelines.errors import TapeoutError
+from pipelines.loading import load_from_source
 from pipelines.options import KEEP, parse
 from pipelines.project import Project, find_project
 
@@ -33,6 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
             Path(options.project).resolve(), tuple(Path(each).resolve() for each in options.config_dir)
         )
         sys.path[:0] = [str(root) for root in project.import_roots if str(root) not in sys.path]
+        load_from_source(project.import_roots)
         return run(options, project)
     except TapeoutError as error:
         print(f"tapeout: {error}", file=sys.stderr)

@@ -52,7 +52,7 @@ class Outcome:
     """What came of a task. error, hint: the message, where it failed. tail: the last lines of its log, worth showing.
 
     lost: its process or machine went away, which says nothing of the task: it may be tried again. memory_mib: the most
-    that its process held, 0 where that is not known.
+    that its process held, 0 where that is not known. executed: {module: sha256 of its bytes} of the project's code.
     """
 
     node: str
@@ -62,6 +62,7 @@ class Outcome:
     tail: str = ""
     lost: bool = False
     memory_mib: int = 0
+    executed: Mapping[str, str] = field(default_factory=dict)
 
     @staticmethod
     def of(node: str, seconds: float, error: TapeoutError, tail: str = "", lost: bool = False) -> Outcome:
@@ -71,6 +72,13 @@ class Outcome:
     @property
     def passed(self) -> bool:
         return not self.error
+
+
+@dataclass(frozen=True)
+class Stale:
+    """A process has imported code that is not on the disk any more: a new one must run the task `node`."""
+
+    node: str
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import Any
 from pipelines.digests import Digests, hash_json
 from pipelines.errors import ConfigError, PlanError, TapeoutError, nearest, suggestion
 from pipelines.libraries import version
+from pipelines.patterns import matches
 from pipelines.plan import Node, source_path
 from pipelines.project import Project
 from pipelines.sources import Sources
@@ -29,6 +30,7 @@ class Keys:
         self.digests = digests
         self.sources = Sources(project.import_roots, digests)
         self._known: dict[str, dict[str, Any]] = {}
+        self._code: dict[str, dict[str, str]] = {}
 
     def ingredients(self, node: Node, inputs: Mapping[str, str]) -> dict[str, Any]:
         """Return what the key of `node` is made of; inputs: {parameter: digest}. Raises as `known` does."""
@@ -41,6 +43,7 @@ class Keys:
         """
         if node.name not in self._known:
             stage = node.stage
+            self._code[node.name] = {name: self.sources.sha256(path) for name, path in self.module_files(node).items()}
             self._known[node.name] = {
                 "engine": ENGINE,
                 "run": stage.run,
@@ -60,14 +63,24 @@ class Keys:
             "reads": {name: self.digests.of(path).sha256 for name, path in self.reads(node).items()},
         }
 
-    def edited(self, node: Node) -> str:
-        """Return what has been edited since `known` was asked for the node, in words; "" where nothing has."""
+    def edited(self, node: Node, executed: Mapping[str, str] | None = None) -> str:
+        """Return what has been edited since `known` was asked for the node, in words; "" where nothing has.
+
+        executed: {module: sha256 of its bytes}; code that was edited and put back meanwhile is found by it.
+        """
+        old, code = self.known(node), self._code[node.name]
+        self.sources = Sources(self.project.import_roots, self.digests)  # modules may have come that hide others
         try:
             now = self.contents(node)
+            files = self.module_files(node)
         except TapeoutError as error:
             return error.message
-        old = self.known(node)
-        names = [name for part in now for name in now[part] if now[part][name] != old[part].get(name)]
+        names = [
+            name for part in now for name in {**now[part], **old[part]} if now[part].get(name) != old[part].get(name)
+        ]
+        for name, sha256 in (executed or {}).items():
+            if name in files and name not in names and sha256 not in (code.get(name), self.sources.sha256(files[name])):
+                names.append(name)
         return ", ".join(names)
 
     def modules(self, node: Node) -> dict[str, str]:
@@ -78,6 +91,8 @@ class Keys:
         """Return {module: file} for the stage's code."""
         self.sources.adopt(node.stage.module)
         found = self.sources.closure(node.stage.module)
+        if node.stage.schemas and (node.stage.config or node.stage.device):
+            found = {**self.sources.closure(node.stage.schemas.rpartition(".")[0]), **found}
         if node.stage.module not in found:
             raise PlanError(
                 f"stage {node.stage.name}: run: {node.stage.run}: there is no module {node.stage.module}",
@@ -108,11 +123,11 @@ class Keys:
         if kind == "file":
             return [path]
         patterns = ("**/*",) if kind == "folder" else tuple(kind)
-        return sorted({each for pattern in patterns for each in path.glob(pattern) if each.is_file()})
+        return sorted({each for pattern in patterns for each in matches(path, pattern)})
 
     def reads(self, node: Node) -> dict[str, Path]:
         """Return {path relative to the project: file} of what the stage declares to read."""
-        found = {each for pattern in node.stage.reads for each in self.project.root.glob(pattern) if each.is_file()}
+        found = {each for pattern in node.stage.reads for each in matches(self.project.root, pattern)}
         return {self.project.relative(each): each for each in sorted(found)}
 
 

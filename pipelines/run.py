@@ -130,7 +130,7 @@ class Run:
         self.summary.measurements[node.name] = read_lines(task.metrics)
         if outcome.passed:
             try:
-                self.check(node, task)
+                self.check(node, task, outcome)
             except StageError as error:
                 outcome = Outcome.of(node.name, outcome.seconds, error)
         if outcome.passed:
@@ -167,9 +167,9 @@ class Run:
         )
         self.give_up(node, f"{node.name} failed")
 
-    def check(self, node: Node, task: Task) -> None:
+    def check(self, node: Node, task: Task, outcome: Outcome) -> None:
         """Raise StageError where a result does not belong to its key, or lacks the gates that it should have."""
-        edited = self.checkout.keys.edited(node) or ", ".join(
+        edited = self.checkout.keys.edited(node, outcome.executed) or ", ".join(
             self.plan.nodes[need].folder
             for need in node.inputs.values()
             if (shown := self.checkout.shown(self.plan.nodes[need])) is None or shown.digest != self.digests[need]

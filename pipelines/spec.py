@@ -41,6 +41,7 @@ class StageSpec:
     """One stage.
 
     run            the stage function, as package.module.function
+    schemas        the pipeline's, of which `config` and `device` are made
     config         the configuration group that it is given as `config`, or None
     needs          {parameter: stage}: the artifacts that it is given
     per            "device": one node for each device, equal nodes being one
@@ -57,6 +58,7 @@ class StageSpec:
 
     name: str
     run: str
+    schemas: str | None = None
     config: str | None = None
     needs: Mapping[str, str] = field(default_factory=dict)
     per: str | None = None
@@ -90,7 +92,7 @@ def read_pipeline(value: Any, where: str) -> PipelineSpec:
     refuse_unknown(value, {"schemas", "stages"}, f"{where}: pipeline")
     if not isinstance(value.get("schemas"), str | None):
         raise PlanError(f"{where}: schemas is {value['schemas']!r}, and must be package.module.NAME")
-    stages = {name: read_stage(name, each, where) for name, each in value["stages"].items()}
+    stages = {name: read_stage(name, each, where, value.get("schemas")) for name, each in value["stages"].items()}
     for stage in stages.values():
         for parameter, need in stage.needs.items():
             if need not in stages:
@@ -106,12 +108,12 @@ def read_pipeline(value: Any, where: str) -> PipelineSpec:
     return PipelineSpec(value.get("schemas"), in_order(stages, where))
 
 
-def read_stage(name: str, value: Any, where: str) -> StageSpec:
+def read_stage(name: str, value: Any, where: str, schemas: str | None = None) -> StageSpec:
     """Return one stage of the pipeline. Raises PlanError for keys and values that a stage does not have."""
     where = f"{where}: stage {name}"
     if not isinstance(value, Mapping) or not isinstance(value.get("run"), str) or "." not in value["run"]:
         raise PlanError(f"{where} needs `run: package.module.function`")
-    refuse_unknown(value, {each.name for each in fields(StageSpec)} - {"name"}, where)
+    refuse_unknown(value, {each.name for each in fields(StageSpec)} - {"name", "schemas"}, where)
     for key, each in value.items():
         kind, words = KINDS.get(key, (object, ""))
         if each is not None and not (isinstance(each, kind) and holds_names(key, each)):
@@ -124,7 +126,7 @@ def read_stage(name: str, value: Any, where: str) -> StageSpec:
         raise PlanError(f"{where} makes bundles, one for each device", hint="give it `per: device`")
     frozen = {key: freeze(each) for key, each in value.items() if each is not None}
     resources = read_resources(frozen.pop("resources", {}), where)
-    return StageSpec(name=name, resources=resources, **frozen)
+    return StageSpec(name=name, schemas=schemas, resources=resources, **frozen)
 
 
 def read_resources(value: Mapping[str, Any], where: str) -> Resources:

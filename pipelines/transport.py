@@ -16,6 +16,7 @@ from typing import Any
 import pipelines
 from pipelines.digests import Digests, FileDigest, hash_file
 from pipelines.errors import ConfigError, StoreError, suggestion
+from pipelines.patterns import matches
 from pipelines.project import Project
 from pipelines.sources import Sources
 from pipelines.tree import Tree
@@ -126,8 +127,8 @@ def pack_code(project: Project, runs: Iterable[str], reads: Iterable[str], into:
                 continue
             break
     for pattern in reads:
-        for path in project.root.glob(pattern):
+        for path in matches(project.root, pattern):
             target = into / path.relative_to(project.root)
-            if path.is_file() and not target.exists():
+            if not target.exists():
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, target)

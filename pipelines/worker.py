@@ -22,8 +22,9 @@ from typing import Any
 
 from pipelines import typed
 from pipelines.errors import StageError, TapeoutError
-from pipelines.execute import Outcome, Report, Task
+from pipelines.execute import Outcome, Report, Stale, Task
 from pipelines.files import HINTS, storing
+from pipelines.loading import EXECUTED, is_stale, load_from_source
 from pipelines.workspace import Event, Log, Metric, Workspace
 
 SHOWN = 12  # lines of a failed node's log
@@ -38,13 +39,38 @@ def main() -> None:
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     threading.Thread(target=leave_with_parent, args=(int(sys.argv[2]),), daemon=True).start()
+    start = Start()
     with Connection(descriptor) as line:
         while True:
             try:
                 task: Task = line.recv()
             except EOFError:
                 return
+            start.restore()
+            if is_stale():
+                line.send(Stale(task.node))
+                return
+            load_from_source(task.import_roots, [task.run.partition(".")[0]])
             line.send(run(task, line))
+
+
+class Start:
+    """What this process is when it starts, to which it returns before each task: a stage may change it."""
+
+    def __init__(self) -> None:
+        self.folder = os.getcwd()
+        self.environment = dict(os.environ)
+        self.paths = list(sys.path)
+        self.umask = os.umask(0o022)
+        os.umask(self.umask)
+
+    def restore(self) -> None:
+        os.chdir(self.folder)
+        os.umask(self.umask)
+        sys.path[:] = self.paths
+        if dict(os.environ) != self.environment:
+            os.environ.clear()
+            os.environ.update(self.environment)
 
 
 def run(task: Task, line: Connection) -> Outcome:
@@ -75,7 +101,8 @@ def run(task: Task, line: Connection) -> Outcome:
             explain()
             tail = log_tail(task.log)
         flush()
-    return Outcome(task.node, time.monotonic() - started, error, hint, tail, memory_mib=peak_memory())
+    seconds, executed = time.monotonic() - started, {module: sha256 for module, (_, sha256) in EXECUTED.items()}
+    return Outcome(task.node, seconds, error, hint, tail, memory_mib=peak_memory(), executed=executed)
 
 
 def explain() -> None:

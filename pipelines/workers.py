@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pipelines
 from pipelines.errors import WorkerError
-from pipelines.execute import Needs, Outcome, Report, Task
+from pipelines.execute import Needs, Outcome, Report, Stale, Task
 from pipelines.worker import log_tail
 
 # What the bytes of a result must not depend on: threads, hash seeds, time zones, vector widths.
@@ -70,7 +70,9 @@ class LocalExecutor:
 
     def submit(self, task: Task) -> None:
         idle = [worker for worker in self.workers if worker.task is None]
-        worker = max(idle, key=lambda each: task.run in each.ran) if idle else self._start(task)
+        self._give(max(idle, key=lambda each: task.run in each.ran) if idle else self._start(task), task)
+
+    def _give(self, worker: Worker, task: Task) -> None:
         worker.task, worker.since = task, time.monotonic()
         worker.ran.add(task.run)
         try:
@@ -127,9 +129,17 @@ class LocalExecutor:
 
     def _receive(self, worker: Worker) -> list[Outcome | Report]:
         try:
-            message: Outcome | Report = worker.line.recv()
+            message: Outcome | Report | Stale = worker.line.recv()
         except (EOFError, OSError):
             return self._lost(worker)
+        if isinstance(message, Stale):
+            task = worker.task
+            assert task is not None
+            self._forget(worker)
+            worker.process.kill()
+            worker.process.wait()
+            self._give(self._start(task), task)
+            return []
         if isinstance(message, Outcome):
             worker.task = None
         return [message]

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.digests import Digests, hash_json
+from pipelines.patterns import matches
 from pipelines.sources import Sources, parse
 
 NAMES = st.text(string.ascii_lowercase, min_size=1, max_size=8).filter(lambda name: name.isidentifier())
@@ -81,10 +82,77 @@ def test_a_literal_import_module_counts(tmp_path: Path) -> None:
     assert set(Sources([tmp_path], Digests(tmp_path / "d")).closure("a")) == {"a", "b"}
 
 
+FORMS = {
+    "a package's __init__ above a folder without one": ("import p.space.m", {"p", "p.space.m"}),
+    "a star and a literal __all__": ("from p.listed import *", {"p", "p.listed", "p.listed.m"}),
+    "a star and a computed __all__": ("from p.computed import *", {"p", "p.computed", "p.computed.m", "p.computed.n"}),
+    "a relative import_module": ("import importlib\nimportlib.import_module('.m', __package__)", {"p", "p.m"}),
+    "in a named package": (
+        "import importlib\nimportlib.import_module('.m', 'p.listed')",
+        {"p", "p.listed", "p.listed.m"},
+    ),
+    "a keyword": ("import importlib\nimportlib.import_module(name='p.m')", {"p", "p.m"}),
+    "another name for it": ("from importlib import import_module as load\nload('p.m')", {"p", "p.m"}),
+    "__import__": ("__import__('p.m')", {"p", "p.m"}),
+    "what a package of the same name hides": ("import q.m", {"q", "q.m"}),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_an_import_runs_counts(form: str, tmp_path: Path) -> None:
+    text, expected = FORMS[form]
+    one, two = tmp_path / "one", tmp_path / "two"
+    files = {
+        "p/a.py": text,
+        "p/__init__.py": "",
+        "p/m.py": "",
+        "p/space/m.py": "",
+        "p/listed/__init__.py": "__all__ = ['m']",
+        "p/listed/m.py": "",
+        "p/listed/n.py": "",
+        "p/computed/__init__.py": "__all__ = []\n__all__ += ['m']",
+        "p/computed/m.py": "",
+        "p/computed/n.py": "",
+        "q/m.py": "",
+    }
+    for name, source_text in files.items():
+        path = one / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(source_text)
+    (two / "q").mkdir(parents=True)
+    (two / "q/__init__.py").write_text("")
+    (two / "q/m.py").write_text("")
+    sources = Sources([one, two], Digests(tmp_path / "d"))
+    found = sources.closure("p.a")
+    assert set(found) == expected | {"p", "p.a"}
+    assert sources.find("q.m") == two / "q/m.py"
+
+
+PATTERNS = ["*", "*.txt", "**/*", "**/*.txt", "a/**/*.txt", "a/*/c.txt", "a/b/c.txt", "*/[bx].txt", "**", "none/*", "?"]
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_a_pattern_names_what_pathlib_says(pattern: str, tmp_path: Path) -> None:
+    for name in ("x.txt", ".hidden.txt", "B.TXT", "a/x.txt", "a/b.txt", "a/b/c.txt", "a/b/.d/e.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    assert matches(tmp_path, pattern) == {path for path in tmp_path.glob(pattern) if path.is_file()}
+
+
+def test_a_pattern_goes_through_links_to_folders_once(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    for name in ("base/sub/a.txt", "elsewhere/b.txt"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text("")
+    (base / "link").symlink_to(tmp_path / "elsewhere")
+    (base / "sub" / "loop").symlink_to(base)
+    assert matches(base, "**/*.txt") == {base / "sub/a.txt", base / "link/b.txt"}
+
+
 def test_what_another_parser_found_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.py").write_text("import b\n")
     digests = Digests(tmp_path / "digests.json")
     Sources([tmp_path], digests).meaning(tmp_path / "a.py")
     monkeypatch.setattr("pipelines.sources.PARSER", 0)
-    monkeypatch.setattr("pipelines.sources.parse", lambda path: {"meaning": "other", "imports": [], "names": []})
+    monkeypatch.setattr("pipelines.sources.parse", lambda path: {"meaning": "other"})
     assert Sources([tmp_path], digests).meaning(tmp_path / "a.py") == "other"
