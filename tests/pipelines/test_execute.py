@@ -242,7 +242,7 @@ def alive(pids: list[int]) -> list[int]:
 @pytest.fixture
 def stuck(waits: Waits) -> Iterator[tuple[Waits, subprocess.Popen[str]]]:
     """A build of which a has been built, and b and c run for a minute."""
-    waits.lay("cpus: 2", "", "", code="config.name != 'a' and time.sleep(60)")
+    waits.lay("cpus: 2", "", "", code="config.name != 'a' and not os.path.exists('awake') and time.sleep(60)")
     process = start(waits, "--jobs", "2")
     await_line(process, "c ")
     time.sleep(0.3)
@@ -286,7 +286,7 @@ def test_workers_do_not_outlive_a_killed_build(stuck: tuple[Waits, subprocess.Po
 
 def test_a_worker_that_is_killed_from_outside_costs_only_its_node(stuck: tuple[Waits, subprocess.Popen[str]]) -> None:
     waits, process = stuck
-    waits.write("toystages/wait.py", STAGE)  # what new workers will run: it does not wait
+    waits.write("awake", "")  # new workers do not wait
     for pid in workers(process):
         os.kill(pid, signal.SIGKILL)
     _, err = process.communicate(timeout=30)
