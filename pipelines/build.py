@@ -8,7 +8,7 @@ from pipelines import gates, params, publish, record
 from pipelines.checkout import opened
 from pipelines.config import Config, RayConfig
 from pipelines.display import Display
-from pipelines.errors import ConfigError, GateError, StageError
+from pipelines.errors import ConfigError, GateError, StageError, TapeoutError, UnwritableError
 from pipelines.history import Journal, check_free, history_of
 from pipelines.plan import Plan
 from pipelines.project import Project
@@ -50,11 +50,11 @@ def build(
         run.withdraw()
         try:
             record.write(checkout, config, plan, run.summary, began)
-        except ConfigError as error:  # an input from outside was there when the build began
-            gone = StageError(f"during the build, this happened: {error.message}", hint="put it back and build again")
-            if run.summary.passed:
-                raise gone from error
-            display.note(str(gone))  # a node has failed, probably for that
+        except UnwritableError:
+            raise
+        except TapeoutError as error:  # an input, a module or a file of conf/ was there when the build began
+            run.summary.unrecorded = f"during the build, this happened: {error.message}"
+            display.note(f"{run.summary.unrecorded}\n  it is not in dvc.yaml: put it back and build again")
         run.summary.seconds = round(time.monotonic() - started, 3)
         publish.keep(project, run.summary)
         journal.finish(run.summary, name)

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipelines.digests import Digests, hash_json
-from pipelines.errors import StoreError
+from pipelines import gates
+from pipelines.digests import READING, Digests, hash_json
+from pipelines.errors import StageError, StoreError
 from pipelines.files import storing, write_where_it_differs
 from pipelines.keys import Keys
 from pipelines.ledger import Ledger, Record, read_record
@@ -85,15 +86,33 @@ class Checkout:
         return hash_json(ingredients)
 
     def find(self, node: Node, ingredients: Mapping[str, Any]) -> Record | None:
-        """Return the record of an earlier, intact result with these ingredients, or None."""
+        """Return the record of an earlier, intact result with these ingredients, or None.
+
+        A result without the gates that are asked for now is none.
+        """
         key = self.key_of(ingredients)
         own = self.last(node)
         if own is not None and own.key == key and (self.shows(node, own) or self.store.holds_tree(own.tree)):
-            return own
+            return own if self.has_gates(node, own) else None
         known = self.ledger.get(key)
         if known is not None and (self.store.holds_tree(known.tree) or self.shows(node, known)):
-            return known
+            return known if self.has_gates(node, known) else None
         return None
+
+    def has_gates(self, node: Node, record: Record) -> bool:
+        """Say whether a result that is here has the gates that its stage declares, if any."""
+        if node.stage.gates is None:
+            return True
+        digest = record.tree.files.get(Path(node.stage.gates).as_posix())
+        if digest is None:
+            return False
+        stored = self.store.holds(digest)
+        shown = self.project.root / node.folder / node.stage.gates
+        try:
+            gates.read_gates(self.store.object_path(digest.md5) if stored else shown, node)
+        except StageError:
+            return False
+        return True
 
     def settle(self, node: Node, record: Record) -> None:
         """Make workspace and store hold `record`, which `find` has returned."""
@@ -107,7 +126,10 @@ class Checkout:
         self._label(node, record)
 
     def accept(self, node: Node, ingredients: Mapping[str, Any], folder: Path) -> Record:
-        """Take in what a stage has left in `folder`: store it, remember it, show it in the workspace."""
+        """Take in what a stage has left in `folder`: store it, remember it, show it in the workspace.
+
+        Raises StageError where a file of it is still being written, StoreError where it cannot be read or kept.
+        """
         drop_empty_folders(folder)
         record = Record(ingredients, read_tree(folder, self.digests))
         self.store.put(folder, record.tree)
@@ -147,7 +169,10 @@ class Checkout:
         files = [path for key in node.stage.sources for path in self.keys.source_paths(node, key)]
         folders = [self.project.root / plan.nodes[need].folder for need in node.inputs.values()]
         files += [folder / name for folder in folders if folder.is_dir() for name in walk(folder)]
-        return sum(path.stat().st_size for path in files)
+        try:
+            return sum(path.stat().st_size for path in files)
+        except OSError as error:
+            raise StoreError(f"{error.filename} cannot be read: {error.strerror}", hint=READING) from error
 
     def _remember(self, record: Record) -> None:
         digest = self.store.put_bytes(record.data)

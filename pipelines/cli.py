@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from pipelines.errors import TapeoutError
 from pipelines.loading import load_from_source
@@ -35,7 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
         )
         sys.path[:0] = [str(root) for root in project.import_roots if str(root) not in sys.path]
         load_from_source(project.import_roots)
-        return run(options, project)
+        with document(options):
+            return run(options, project)
     except TapeoutError as error:
         print(f"tapeout: {error}", file=sys.stderr)
         return error.exit_status
@@ -48,6 +51,38 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt as stopped:
         print("tapeout: stopped; what was finished is kept", file=sys.stderr)
         return 128 + int(stopped.args[0] if stopped.args else signal.SIGINT)
+
+
+@contextlib.contextmanager
+def document(options: argparse.Namespace) -> Iterator[None]:
+    """With --json, keep standard output for the one document: what else is printed goes to standard error."""
+    options.document = sys.stdout
+    if not options.json:
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        if descriptor_of(sys.stdout) == 1:
+            sys.stdout.flush()
+            saved = os.dup(1)
+            stack.callback(os.close, saved)
+            stack.callback(os.dup2, saved, 1)
+            options.document = stack.enter_context(open(saved, "w", encoding="utf-8", closefd=False))
+            os.dup2(2, 1)
+        stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+        yield
+
+
+def descriptor_of(stream: IO[str]) -> int | None:
+    """Return the file descriptor under a stream, or None where there is none, as in a test."""
+    try:
+        return stream.fileno()
+    except OSError:
+        return None
+
+
+def show_document(options: argparse.Namespace, value: Any) -> None:
+    """Print the document that --json asks for."""
+    print(json.dumps(value), file=options.document, flush=True)
 
 
 def run(options: argparse.Namespace, project: Project) -> int:
@@ -78,7 +113,7 @@ def run(options: argparse.Namespace, project: Project) -> int:
         return explain(project, made, options)
     summary = run_stage(project, config, made, options.target, make_display())
     if options.json:
-        print(json.dumps(summary.to_json()), flush=True)
+        show_document(options, summary.to_json())
     if experiment:  # figures out of bounds are kept too; what needs them does not run
         return 1 if any(node.status == "failed" for node in summary.nodes) else 0
     return 0 if summary.passed else 1
@@ -114,7 +149,7 @@ def build(project: Project, options: argparse.Namespace) -> int:
         if not options.json:
             show_summary(summary)
         elif not options.multirun:
-            print(json.dumps(summary.to_json()), flush=True)
+            show_document(options, summary.to_json())
         publish.finish(publisher, project, config, summary, display)
     if options.multirun:
         show_sweep(options, summaries)
@@ -138,7 +173,7 @@ def show_summary(summary: Summary) -> None:
 def show_sweep(options: argparse.Namespace, summaries: list[tuple[str, Summary]]) -> None:
     """Print what a sweep came to: as JSON, or a table of its runs."""
     if options.json:
-        print(json.dumps({"runs": [{"overrides": name, **summary.to_json()} for name, summary in summaries]}))
+        show_document(options, {"runs": [{"overrides": name, **summary.to_json()} for name, summary in summaries]})
     else:
         from pipelines.tables import sweep_table
 
@@ -151,7 +186,7 @@ def plan(project: Project, plan: Plan, options: argparse.Namespace) -> int:
 
     rows = list(preview(project, plan))
     if options.json:
-        print(json.dumps({"nodes": [row.to_json() for row in rows]}))
+        show_document(options, {"nodes": [row.to_json() for row in rows]})
     else:
         print("\n".join(graph(rows)))
     return 0
@@ -162,7 +197,10 @@ def explain(project: Project, plan: Plan, options: argparse.Namespace) -> int:
     from pipelines.explain import explain
 
     account = explain(project, plan, options.target)
-    print(json.dumps(account.to_json()) if options.json else "\n".join(account.lines()))
+    if options.json:
+        show_document(options, account.to_json())
+    else:
+        print("\n".join(account.lines()))
     return 0
 
 
@@ -172,7 +210,7 @@ def builds(project: Project, options: argparse.Namespace) -> int:
 
     found = history_of(project).builds
     if options.json:
-        print(json.dumps({"builds": [build.to_json() for build in found]}))
+        show_document(options, {"builds": [build.to_json() for build in found]})
     else:
         print("\n".join(table(found)) if found else "no build yet")
     return 0
@@ -187,7 +225,10 @@ def gc(project: Project, options: argparse.Namespace) -> int:
     with opened(project, waiting) as checkout:
         garbage = collect(checkout, keep, options.unname, bool(options.shared_cache), dry)
         found = {"dry_run": dry, **garbage.to_json(checkout)}
-        print(json.dumps(found) if options.json else "\n".join(garbage.lines(checkout, dry)))
+        if options.json:
+            show_document(options, found)
+        else:
+            print("\n".join(garbage.lines(checkout, dry)))
     return 0
 
 
@@ -202,7 +243,7 @@ def verify(project: Project, options: argparse.Namespace) -> int:
         with opened(project, waiting) as checkout:
             damaged = [*verify_store(checkout), *verify_workspace(checkout)]
     if options.json:
-        print(json.dumps({"damaged": damaged}))
+        show_document(options, {"damaged": damaged})
     else:
         print("\n".join(damaged) or "nothing is damaged")
     return 1 if damaged else 0

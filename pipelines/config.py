@@ -252,17 +252,20 @@ def import_schemas(name: str | None, where: str) -> Mapping[str, type]:
 
 
 def import_name(name: str, where: str) -> Any:
-    """Return what package.module.NAME is. Raises PlanError."""
+    """Return what package.module.NAME is. Raises PlanError, whatever goes wrong in the module."""
     module, _, attribute = name.rpartition(".")
     try:
-        return getattr(importlib.import_module(module), attribute)
+        found = importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise PlanError(f"{where}: {name} cannot be imported: no module named {error.name}") from error
-    except AttributeError as error:
-        known = [each for each in dir(importlib.import_module(module)) if not each.startswith("_")]
+    except (Exception, SystemExit) as error:
+        raise PlanError(f"{where}: {name} cannot be imported: {type(error).__name__}: {error}") from error
+    if not hasattr(found, attribute):
+        known = [each for each in dir(found) if not each.startswith("_")]
         raise PlanError(
             f"{where}: module {module} has no {attribute}", hint=suggestion(attribute, known, f"{module} has")
-        ) from error
+        )
+    return getattr(found, attribute)
 
 
 def refuse_strangers(project: Project, values: Mapping[str, Any]) -> None:

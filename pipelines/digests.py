@@ -65,6 +65,16 @@ class Digests:
         """Remember the digest of a file that this process has just written."""
         self._note(f"digest:{path}", signature_of(os.stat(path)), list(digest))
 
+    def moved(self, old: str, new: str) -> None:
+        """Know at `new` what was known of the file at `old`, which was moved: what has changed since it was hashed
+        still shows."""
+        entry = self.known.pop(f"digest:{old}", None)
+        if entry is not None:
+            racy = f"digest:{old}" in self._racy
+            self._note(f"digest:{new}", *entry)
+            if racy:
+                self._racy.add(f"digest:{new}")
+
     def forget(self, path: Path | str) -> None:
         """Let the file at `path` be hashed anew when it is asked for."""
         self.changed |= self.known.pop(f"digest:{path}", None) is not None

@@ -67,10 +67,11 @@ class Outcome:
     @staticmethod
     def of(node: str, seconds: float, error: TapeoutError, tail: str = "", lost: bool = False) -> Outcome:
         """Return the outcome of a task that failed with `error`."""
-        return Outcome(node, seconds, error.message, error.hint, tail, lost)
+        return Outcome(node, seconds, str(error.message) or type(error).__name__, error.hint, tail, lost)
 
     @property
     def passed(self) -> bool:
+        """Whether the task ended well: an error always has a text."""
         return not self.error
 
 

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
-from pipelines.errors import StoreError
+from pipelines.errors import StoreError, UnwritableError
 
-NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 FULL = "free some disk space and build again; what was finished is kept"
 CLOSED = "make the folder writable and build again"
 IN_THE_WAY = "a file lies where a folder is needed: move it away and build again"
@@ -29,6 +29,8 @@ HINTS = {
     errno.ENOENT: "if it was there when the build began, something removed it: put it back and build again",
     errno.EIO: "the disk fails: look at the system's log, and build elsewhere",
 }
+
+EVERYWHERE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EXDEV, errno.EIO)
 
 
 def write_file(path: Path | str, data: bytes, sync: bool = True) -> None:
@@ -80,10 +82,14 @@ def write_whole(
 
 @contextlib.contextmanager
 def storing(path: Path | str) -> Iterator[None]:
-    """Turn the file system's refusals into a StoreError that names `path`, which was to be written."""
+    """Turn the file system's refusals into a StoreError that names `path`, which was to be written.
+
+    It is an UnwritableError where other files would be refused too.
+    """
     try:
         yield
     except OSError as error:
-        raise StoreError(
+        kind = UnwritableError if error.errno in EVERYWHERE else StoreError
+        raise kind(
             f"{path} cannot be written: {error.strerror or error}", hint=HINTS.get(error.errno or 0, "")
         ) from error

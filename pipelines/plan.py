@@ -12,7 +12,7 @@ from typing import Any
 from pipelines import typed
 from pipelines.config import Config, import_name
 from pipelines.digests import hash_json
-from pipelines.errors import PlanError, suggestion
+from pipelines.errors import PlanError, TapeoutError, suggestion
 from pipelines.project import Project
 from pipelines.spec import StageSpec
 
@@ -163,7 +163,14 @@ def check_node(config: Config, node: Node) -> None:
     schema, device_schema = config.schemas.get(stage.config or ""), config.schemas.get("device")
     settings = typed.build(node.config, schema) if schema and node.config is not None else node.config
     for profile in [config.devices[device] for device in node.devices] if stage.per else [None]:
-        check(settings, typed.build(profile, device_schema) if device_schema and profile is not None else profile)
+        device = typed.build(profile, device_schema) if device_schema and profile is not None else profile
+        try:
+            check(settings, device)
+        except TapeoutError:
+            raise
+        except Exception as error:
+            told = f"{type(error).__name__}: {error}"
+            raise PlanError(f"stage {stage.name}: check: {stage.check} failed: {told}") from error
 
 
 def source_path(project: Project, node: Node, key: str) -> Path:

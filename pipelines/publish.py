@@ -143,7 +143,8 @@ def node_metrics(node: dict[str, Any], summary: dict[str, Any]) -> list[tuple[st
     """Return a node's time and what its stage measured on the way, as (name, value, step)."""
     found = [(f"{node['stage']}.seconds", node["seconds"], 0)] if node["status"] == "built" else []
     for each in summary["measurements"].get(node["name"], []):
-        found.append((f"{node['stage']}.{each['name']}", each["value"], each["step"] or 0))
+        if each["value"] is not None:  # it was infinite, or not a number
+            found.append((f"{node['stage']}.{each['name']}", each["value"], each["step"] or 0))
     return found
 
 

@@ -12,7 +12,7 @@ from pipelines.files import write_file
 from pipelines.gates import describe
 from pipelines.project import Project
 from pipelines.sealed import read_sealed
-from pipelines.tables import mebibytes, number, percent
+from pipelines.tables import mapping, mebibytes, number, percent, size_of, tasks_of
 
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:#1b1b1b}
 table{border-collapse:collapse;margin:.5rem 0 1.5rem}
@@ -62,17 +62,17 @@ def device_section(
 ) -> Iterator[str]:
     """Yield a device's tasks, parity and gates."""
     bundle = summary["bundles"].get(device, "no bundle")
-    size = f", {mebibytes(metrics['size_bytes'])}" if metrics.get("size_bytes") else ""
+    size = f", {mebibytes(size_of(metrics))}" if size_of(metrics) else ""
     yield f"<h2>{html.escape(device)}</h2><p>{html.escape(bundle)}{size}</p>"
     yield "<table><tr><th>task<th>n<th>fp32<th>artifact<th>retention<th>interval</tr>"
-    for name, task in (metrics.get("tasks") or {}).items():
+    for name, task in tasks_of(metrics).items():
         interval = f"{percent(task.get('retention_low'))} to {percent(task.get('retention_high'))}"
         yield (
-            f"<tr><td>{html.escape(name)}<td>{task.get('n', '')}<td>{percent(task.get('fp32'))}"
+            f"<tr><td>{html.escape(name)}<td>{html.escape(str(task.get('n', '')))}<td>{percent(task.get('fp32'))}"
             f"<td>{percent(task.get('artifact'))}<td>{percent(task.get('retention'))}<td>{interval}</tr>"
         )
     yield "</table>"
-    parity = ", ".join(f"{html.escape(name)} {number(value)}" for name, value in (metrics.get("parity") or {}).items())
+    parity = ", ".join(f"{html.escape(name)} {number(value)}" for name, value in mapping(metrics, "parity").items())
     yield f"<p>Parity with the dequantized model: {parity or 'not measured'}</p>"
     failed = [gate for gate in gates if not gate["passed"]]
     yield f"<p>{len(gates) - len(failed)} of {len(gates)} gates passed</p>"

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from pipelines import gates, publish
 from pipelines.checkout import Checkout
 from pipelines.config import Config, RayConfig
 from pipelines.display import Display
-from pipelines.errors import StageError
+from pipelines.errors import StageError, TapeoutError, UnwritableError
 from pipelines.execute import Executor, Needs, Outcome, Schedule, Task
 from pipelines.explain import reason
 from pipelines.history import Journal, history_of
+from pipelines.ledger import Record
 from pipelines.plan import Node, Plan
 from pipelines.project import Project
 from pipelines.summary import Summary
@@ -22,7 +24,9 @@ from pipelines.tasks import SCRATCHES, drop_scratch, make_task, read_lines, set_
 
 @dataclass
 class Run:
-    """One walk over the plan. digests: {node: digest of its artifact} of what has ended well. pending: what is to run
+    """One walk over the plan. An error fails the node that it is about; only one of the disk ends the walk.
+
+    digests: {node: digest of its artifact} of what has ended well. pending: what is to run
     and has not started. tries: how often a node has been started."""
 
     project: Project
@@ -67,30 +71,49 @@ class Run:
 
     def enter(self, node: Node) -> None:
         """Take a node's known result, or line it up to run."""
-        ingredients = self.ingredients(node)
-        found = self.checkout.find(node, ingredients)
+        try:
+            found = self.checkout.find(node, self.ingredients(node))
+            if found is not None:
+                self.checkout.settle(node, found)
+            metrics = self.metrics(node, self.project.root / node.folder) if found is not None else None
+        except UnwritableError:
+            raise
+        except TapeoutError as error:
+            self.fail(node, Outcome.of(node.name, 0.0, error))
+            return
         if found is None:
             self.publisher = self.publisher or publish.start(self.project, self.config)
             self.pending.append(node)
             return
-        self.checkout.settle(node, found)
         own = self.project.state / "scratch" / node.name
         if own.is_dir():  # a build was killed between keeping this result and dropping its scratch
             drop_scratch(own / found.key)
         self.digests[node.name] = found.tree.digest
         self.display.ended(self.summary.add(node, self.plan.devices, "cached", found))
-        self.conclude(node)
+        self.conclude(node, metrics)
 
     def work_off(self, once: bool = False) -> None:
         """Start what there is room for and take in what comes of it: until all is done, or `once`."""
         while self.pending or self.tasks:
+            executor = self.executor  # one that cannot be made is no node's fault
             for node in list(self.pending):
-                if not self.stopped_by and self.has_room(node):
+                try:
+                    running = self.prepare(node) if not self.stopped_by and self.has_room(node) else None
+                except UnwritableError:
+                    raise
+                except TapeoutError as error:
                     self.pending.remove(node)
-                    self.start(node)
+                    self.fail(node, Outcome.of(node.name, 0.0, error))
+                    continue
+                if running is not None:
+                    self.pending.remove(node)
+                    self.tasks[node.name] = running
+                    self.tries[node.name] += 1
+                    executor.submit(running.task)
+                    self.display.started(node, running.why)
             if not self.tasks:
                 return
-            for message in self.executor.wait():
+            for message in executor.wait():
                 if isinstance(message, Outcome):
                     self.end(message)
                 else:
@@ -110,31 +133,34 @@ class Run:
         size = self.checkout.input_size(node, self.plan) if declared.memory_per_input else 0
         return Needs(declared.cpus, declared.memory_mib + int(declared.memory_per_input * size / 2**20))
 
-    def start(self, node: Node) -> None:
-        """Give a node to the executor."""
+    def prepare(self, node: Node) -> Running:
+        """Make ready what the executor is to be given."""
         ingredients = self.ingredients(node)
         why = reason(self.checkout, self.history, node, ingredients)
+        if not why and self.checkout.find(node, ingredients) is None:
+            why = "its result is not in the store"
         task = make_task(self.checkout, self.config, self.plan, node, ingredients, self.needs(node))
         if set_aside(task.scratch.parent):
             kept = f"{self.project.relative(task.scratch.parent.parent)} keeps the last {SCRATCHES} states"
             self.display.note(f"{node.name:<28} starts anew: a state was left unfinished under another key; {kept}")
-        self.tasks[node.name] = Running(node, ingredients, task, why)
-        self.tries[node.name] += 1
-        self.executor.submit(task)
-        self.display.started(node, why)
+        return Running(node, ingredients, task, why)
 
     def end(self, outcome: Outcome) -> None:
         """Keep the result of a node that has run, try it again, or give up what needs it."""
         running = self.tasks.pop(outcome.node)
         node, task = running.node, running.task
         self.summary.measurements[node.name] = read_lines(task.metrics)
+        result: Record | None = None
         if outcome.passed:
             try:
                 self.check(node, task, outcome)
-            except StageError as error:
+                metrics = self.metrics(node, task.out)
+                result = self.checkout.accept(node, running.ingredients, task.out)
+            except UnwritableError:
+                raise
+            except TapeoutError as error:
                 outcome = Outcome.of(node.name, outcome.seconds, error)
-        if outcome.passed:
-            result = self.checkout.accept(node, running.ingredients, task.out)
+        if result is not None:
             drop_scratch(task.scratch.parent)
             self.digests[node.name] = result.tree.digest
             self.display.ended(
@@ -150,7 +176,7 @@ class Run:
             )
             if self.journal is not None:
                 self.journal.note(self.summary)
-            self.conclude(node)
+            self.conclude(node, metrics)
             return
         self.checkout.store.discard(task.out)
         retries = self.config.executor.retries
@@ -158,17 +184,20 @@ class Run:
             self.display.note(f"{outcome.error}; it is tried again ({self.tries[node.name]} of {retries})")
             self.pending.append(node)
             return
+        self.fail(node, outcome, self.checkout.key_of(running.ingredients), running.why)
+
+    def fail(self, node: Node, outcome: Outcome, key: str | None = None, why: str = "") -> None:
+        """Note that a node has failed, and give up what needs it."""
         message = "\n".join(filter(None, [outcome.error, outcome.hint, outcome.tail])).replace("\n", "\n  ")
-        key = self.checkout.key_of(running.ingredients)
         self.display.ended(
             self.summary.add(
-                node, self.plan.devices, "failed", None, outcome.seconds, key, running.why, message, outcome.memory_mib
+                node, self.plan.devices, "failed", None, outcome.seconds, key, why, message, outcome.memory_mib
             )
         )
         self.give_up(node, f"{node.name} failed")
 
     def check(self, node: Node, task: Task, outcome: Outcome) -> None:
-        """Raise StageError where a result does not belong to its key, or lacks the gates that it should have."""
+        """Raise StageError where a result does not belong to its key."""
         edited = self.checkout.keys.edited(node, outcome.executed) or ", ".join(
             self.plan.nodes[need].folder
             for need in node.inputs.values()
@@ -179,16 +208,14 @@ class Run:
                 f"{node.name}: changed while it ran: {edited}",
                 hint="its result is dropped; build again when all is saved",
             )
-        if node.stage.gates:
-            gates.read_metrics(task.out, node)
 
-    def conclude(self, node: Node) -> None:
-        """Let go what waits for a node that ended well, unless its gates forbid it."""
-        failed = (
-            self.summary.judge(node, gates.read_metrics(self.project.root / node.folder, node))
-            if node.stage.gates
-            else []
-        )
+    def metrics(self, node: Node, folder: Path) -> dict[str, Any] | None:
+        """Return what the gates file in `folder` holds, None where the node has none. Raises StageError."""
+        return gates.read_metrics(folder, node) if node.stage.gates else None
+
+    def conclude(self, node: Node, metrics: dict[str, Any] | None) -> None:
+        """Let go what waits for a node that ended well, unless its gates, which are in `metrics`, forbid it."""
+        failed = self.summary.judge(node, metrics) if metrics is not None else []
         for gate in failed:
             self.display.note(f"GATE FAILED {', '.join(node.devices)}: {gates.describe(gate)}")
         if failed:

@@ -9,6 +9,7 @@ from typing import Any
 
 from pipelines.errors import PlanError, suggestion
 
+GIVEN = ("config", "device", "work")  # parameters that no artifact can have
 KINDS: Mapping[str, tuple[type, str]] = {
     "config": (str, "the name of a group"),
     "needs": (Mapping, "a mapping of parameters to stages"),
@@ -93,8 +94,19 @@ def read_pipeline(value: Any, where: str) -> PipelineSpec:
     if not isinstance(value.get("schemas"), str | None):
         raise PlanError(f"{where}: schemas is {value['schemas']!r}, and must be package.module.NAME")
     stages = {name: read_stage(name, each, where, value.get("schemas")) for name, each in value["stages"].items()}
+    bundles = [name for name, stage in stages.items() if stage.bundle]
+    if len(bundles) > 1:
+        raise PlanError(
+            f"{where}: stages {' and '.join(bundles)} both make bundles, and would share artifacts/DEVICE",
+            hint="give `bundle: true` to the last of them alone",
+        )
     for stage in stages.values():
         for parameter, need in stage.needs.items():
+            if parameter in GIVEN:
+                raise PlanError(
+                    f"{where}: stage {stage.name}: needs: '{parameter}' is what a stage is given beside its inputs",
+                    hint=f"call the parameter for {need} otherwise",
+                )
             if need not in stages:
                 raise PlanError(
                     f"{where}: stage {stage.name} needs '{need}' for '{parameter}', and there is no such stage",

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import shutil
 import uuid
@@ -22,11 +23,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from pipelines.digests import Digests, FileDigest, hash_bytes
-from pipelines.errors import StoreError
+from pipelines.digests import CHUNK, Digests, FileDigest, hash_bytes
+from pipelines.errors import StageError, StoreError
 from pipelines.files import storing, write_whole
 from pipelines.tree import Tree
 
+WAIT = "a stage returns when its threads and child processes are done with its output: wait for them in it"
 FICLONE = 0x40049409  # Linux: share the blocks of another file, copy on write
 
 
@@ -41,17 +43,31 @@ class Store:
         self.looking = looking
 
     def put(self, folder: Path, tree: Tree) -> None:
-        """Store the files of `folder`, whose contents are `tree`. Raises StoreError."""
+        """Store the files of `folder`, whose contents are `tree`. Raises StoreError, and StageError as `put_file`."""
         for name, digest in tree.files.items():
-            self.put_file(f"{folder}/{name}", digest)
+            self.put_file(f"{folder}/{name}", digest, name)
         self.put_listing(tree)
 
-    def put_file(self, path: Path | str, digest: FileDigest) -> None:
-        """Store one file, known to have `digest`."""
-        if not self.holds(digest):
-            target = self.object_path(digest.md5)
-            write_whole(target, lambda file: clone(path, file), mode=0o444)
-            self.digests.learn(target, digest)
+    def put_file(self, path: Path | str, digest: FileDigest, name: str) -> None:
+        """Store one file, which had `digest`. Raises StageError, which calls it `name`, where the copy has another."""
+        if self.holds(digest):
+            return
+        target = self.object_path(digest.md5)
+        try:
+            source = open(path, "rb")  # noqa: SIM115 (closed below)
+        except OSError as error:
+            raise StageError(
+                f"{name} was taken away when the stage had returned: {error.strerror}", hint=WAIT
+            ) from error
+
+        def fill(file: IO[bytes]) -> None:
+            clone(source, file)
+            if sha256_of(file) != digest.sha256:
+                raise StageError(f"{name} was still being written when the stage had returned", hint=WAIT)
+
+        with source:
+            write_whole(target, fill, mode=0o444)
+        self.digests.learn(target, digest)
 
     def put_listing(self, tree: Tree) -> None:
         """Store DVC's listing of a folder."""
@@ -90,22 +106,22 @@ class Store:
                 path = aside / name
                 with storing(target / name):
                     path.parent.mkdir(parents=True, exist_ok=True)
-                    with open(path, "wb") as file:
-                        clone(self.object_path(digest.md5), file)
+                    with open(self.object_path(digest.md5), "rb") as source, open(path, "wb") as file:
+                        clone(source, file)
+                    self.digests.learn(path, digest)
             self.publish(aside, target, tree)
         except BaseException:  # a full disk has no room for what nobody will use
             shutil.rmtree(aside, ignore_errors=True)
             raise
 
     def publish(self, folder: Path, target: Path, tree: Tree) -> None:
-        """Move a whole folder, which holds `tree`, to `target`, in the place of what was there."""
+        """Move a whole folder, which held `tree` when it was hashed, to `target`, in the place of what was there."""
         with storing(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             self.discard(target)
             os.rename(folder, target)
-            for name, digest in tree.files.items():
-                self.digests.forget(f"{folder}/{name}")
-                self.digests.learn(f"{target}/{name}", digest)
+            for name in tree.files:
+                self.digests.moved(f"{folder}/{name}", f"{target}/{name}")
 
     def discard(self, target: Path) -> None:
         """Remove a file or folder of the workspace at one stroke."""
@@ -144,10 +160,19 @@ class Store:
                 yield path, f"its md5 is {found}"
 
 
-def clone(source: Path | str, target: IO[bytes]) -> None:
+def clone(source: IO[bytes], target: IO[bytes]) -> None:
     """Copy a file, sharing its blocks where the file system can (never its inode: an edit must not reach the store)."""
-    with open(source, "rb") as reader:
-        try:
-            fcntl.ioctl(target.fileno(), FICLONE, reader.fileno())
-        except OSError:
-            shutil.copyfileobj(reader, target, 1 << 20)
+    try:
+        fcntl.ioctl(target.fileno(), FICLONE, source.fileno())
+    except OSError:
+        shutil.copyfileobj(source, target, CHUNK)
+
+
+def sha256_of(file: IO[bytes]) -> str:
+    """Return the sha256 of what has been written to an open file, as it can be read back."""
+    file.flush()
+    sha256, place = hashlib.sha256(), 0
+    while chunk := os.pread(file.fileno(), CHUNK, place):
+        sha256.update(chunk)
+        place += len(chunk)
+    return sha256.hexdigest()

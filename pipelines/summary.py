@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -30,7 +32,10 @@ class NodeSummary:
 
 @dataclass
 class Summary:
-    """nodes: in the order in which they ended. gates and metrics: by device. bundles: {device: path in the project}."""
+    """nodes: in the order in which they ended. gates and metrics: by device. bundles: {device: path in the project}.
+
+    unrecorded: why dvc.yaml and its like do not tell of this build, or "".
+    """
 
     nodes: list[NodeSummary] = field(default_factory=list)
     gates: list[dict[str, Any]] = field(default_factory=list)
@@ -38,13 +43,13 @@ class Summary:
     metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
     measurements: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     seconds: float = 0.0
+    unrecorded: str = ""
 
     @property
     def passed(self) -> bool:
-        """Whether every node ended well and every gate passed."""
-        return all(node.status in ("built", "cached") for node in self.nodes) and all(
-            gate["passed"] for gate in self.gates
-        )
+        """Whether every node ended well, every gate passed, and the build is recorded."""
+        ended = all(node.status in ("built", "cached") for node in self.nodes)
+        return ended and all(gate["passed"] for gate in self.gates) and not self.unrecorded
 
     def add(
         self,
@@ -88,4 +93,13 @@ class Summary:
 
     def to_json(self) -> dict[str, Any]:
         """Return the summary for machines; see design.md."""
-        return {**asdict(self), "passed": self.passed}
+        return {**{key: plain(value) for key, value in asdict(self).items()}, "passed": self.passed}
+
+
+def plain(value: Any) -> Any:
+    """Return what JSON can hold: it has no infinite numbers and no NaN, which become null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: plain(each) for key, each in value.items()}
+    return [plain(each) for each in value] if isinstance(value, list | tuple) else value

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pipelines.gates import describe
+from pipelines.gates import describe, is_finite
 from pipelines.summary import Summary
 
 
@@ -13,18 +13,18 @@ def device_table(
     device: str, metrics: Mapping[str, Any], gates: list[dict[str, Any]], bundle: str | None
 ) -> Iterator[str]:
     """Yield the lines for one device. metrics: what its gates file holds; missing parts are left out."""
-    size = f"  {mebibytes(metrics['size_bytes'])}" if metrics.get("size_bytes") else ""
+    size = f"  {mebibytes(size_of(metrics))}" if size_of(metrics) else ""
     yield f"{device}{size}  {bundle or 'no bundle'}"
-    tasks = metrics.get("tasks") or {}
+    tasks = tasks_of(metrics)
     if tasks:
         yield f"  {'task':<14}{'n':>6}{'fp32':>9}{'artifact':>10}{'retention':>11}  95 % interval"
     for name, task in tasks.items():
         low, high = percent(task.get("retention_low")), percent(task.get("retention_high"))
         yield (
-            f"  {name:<14}{task.get('n', ''):>6}{percent(task.get('fp32')):>9}{percent(task.get('artifact')):>10}"
+            f"  {name:<14}{task.get('n', '')!s:>6}{percent(task.get('fp32')):>9}{percent(task.get('artifact')):>10}"
             f"{percent(task.get('retention')):>11}  [{low}, {high}]"
         )
-    parity = metrics.get("parity") or {}
+    parity = mapping(metrics, "parity")
     if parity:
         yield "  parity        " + ", ".join(f"{name} {number(value)}" for name, value in parity.items())
     failed = [gate for gate in gates if not gate["passed"]]
@@ -37,9 +37,9 @@ def sweep_table(runs: list[tuple[str, Summary]]) -> Iterator[str]:
     rows = [("configuration", "device", "size", "lowest retention", "gates")]
     for name, summary in runs:
         for device, metrics in summary.metrics.items():
-            kept = [task["retention"] for task in (metrics.get("tasks") or {}).values() if "retention" in task]
+            kept = [task["retention"] for task in tasks_of(metrics).values() if is_finite(task.get("retention"))]
             gates = [gate["passed"] for gate in summary.gates if gate["device"] == device]
-            size = mebibytes(metrics["size_bytes"]) if metrics.get("size_bytes") else "-"
+            size = mebibytes(size_of(metrics)) if size_of(metrics) else "-"
             rows.append((name, device, size, percent(min(kept, default=None)), f"{sum(gates)} of {len(gates)} passed"))
         failed = [node.name for node in summary.nodes if node.status == "failed"]
         if failed or not summary.metrics:
@@ -49,12 +49,29 @@ def sweep_table(runs: list[tuple[str, Summary]]) -> Iterator[str]:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
 
 
+def mapping(metrics: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """Return a part of the metrics; a stage may leave it out, or call something else so."""
+    value = metrics.get(key)
+    return value if isinstance(value, Mapping) else {}
+
+
+def tasks_of(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return {task: its figures}."""
+    return {name: task for name, task in mapping(metrics, "tasks").items() if isinstance(task, Mapping)}
+
+
+def size_of(metrics: Mapping[str, Any]) -> float:
+    """Return the artifact's bytes, or 0 where they are not told."""
+    value = metrics.get("size_bytes")
+    return float(value) if isinstance(value, int | float) and is_finite(value) else 0.0
+
+
 def mebibytes(size: float) -> str:
     return f"{size / 2**20:.2f} MiB"
 
 
-def percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f} %"
+def percent(value: Any) -> str:
+    return f"{100 * value:.1f} %" if is_finite(value) else "-"
 
 
 def number(value: Any) -> str:

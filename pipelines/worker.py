@@ -27,6 +27,7 @@ from pipelines.files import HINTS, storing
 from pipelines.loading import EXECUTED, is_stale, load_from_source
 from pipelines.workspace import Event, Log, Metric, Workspace
 
+SENDING = threading.Lock()  # a stage may report from several threads
 SHOWN = 12  # lines of a failed node's log
 PR_SET_PDEATHSIG = 1  # Linux: the signal that a process gets when its parent ends
 
@@ -51,7 +52,9 @@ def main() -> None:
                 line.send(Stale(task.node))
                 return
             load_from_source(task.import_roots, [task.run.partition(".")[0]])
-            line.send(run(task, line))
+            outcome = run(task, line)
+            with SENDING:
+                line.send(outcome)
 
 
 class Start:
@@ -88,7 +91,7 @@ def run(task: Task, line: Connection) -> Outcome:
         try:
             invoke(task, workspace(task, line))
         except TapeoutError as found:
-            error, hint, tail = found.message, found.hint, log_tail(task.log)
+            error, hint, tail = str(found.message) or type(found).__name__, found.hint, log_tail(task.log)
             explain()
         except OSError as found:
             place = found.filename or (task.out.parent if found.errno == errno.ENOSPC else "")
@@ -176,6 +179,11 @@ def check_output(run: str, out: Path) -> None:
     if not left:
         raise StageError(f"{run} left no file in its output folder", hint="a stage writes its artifact to work.out")
     for path in left:
+        try:
+            str(path).encode()
+        except UnicodeEncodeError as error:
+            name = ascii(str(path.relative_to(out)))
+            raise StageError(f"{run} left {name}, and a file's name must be UTF-8") from error
         if path.is_symlink() or not path.is_file():
             raise StageError(f"{run} left {path.relative_to(out)}, which is not a plain file")
 
@@ -231,7 +239,8 @@ def workspace(task: Task, line: Connection) -> Workspace:
                     file.write(json.dumps(dataclasses.asdict(event)) + "\n")
         elif time.monotonic() - last > 0.1 or event.done >= event.total > 0:
             last = time.monotonic()
-            line.send(Report(task.node, event))
+            with SENDING:
+                line.send(Report(task.node, event))
 
     return Workspace(task.out, task.scratch, send)
 

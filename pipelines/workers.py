@@ -41,7 +41,11 @@ ENVIRONMENT = {
 
 @dataclass
 class Worker:
-    """A process, our end of the line to it, what it is doing, and what it has run: its imports are done."""
+    """A process, our end of the line to it, what it is doing, and what it has run: its imports are done.
+
+    It leads a process group of its own, which what a stage starts belongs to and which is ended with it. When the build
+    itself is killed (SIGKILL), the kernel ends the worker; what its stage has started may go on until it is done.
+    """
 
     process: subprocess.Popen[bytes]
     line: Connection
@@ -101,13 +105,12 @@ class LocalExecutor:
         for worker in self.workers:
             worker.line.close()
             if worker.task is not None:
-                worker.process.terminate()
+                end_group(worker.process, signal.SIGTERM)
         for worker in self.workers:
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 worker.process.wait(timeout=3)
-            except subprocess.TimeoutExpired:
-                worker.process.kill()
-                worker.process.wait()
+            end_group(worker.process, signal.SIGKILL)
+            worker.process.wait()
         self.workers.clear()
 
     def _start(self, task: Task) -> Worker:
@@ -121,6 +124,7 @@ class LocalExecutor:
             env=environment,
             stdin=subprocess.DEVNULL,
             pass_fds=[theirs.fileno()],
+            process_group=0,
         )
         theirs.close()
         worker = Worker(process, Connection(ours.detach()))
@@ -132,11 +136,13 @@ class LocalExecutor:
             message: Outcome | Report | Stale = worker.line.recv()
         except (EOFError, OSError):
             return self._lost(worker)
+        except Exception as error:  # whatever unpickling can raise
+            return self._lost(worker, f"sent what cannot be read: {type(error).__name__}: {error}")
         if isinstance(message, Stale):
             task = worker.task
             assert task is not None
             self._forget(worker)
-            worker.process.kill()
+            end_group(worker.process, signal.SIGKILL)
             worker.process.wait()
             self._give(self._start(task), task)
             return []
@@ -144,12 +150,19 @@ class LocalExecutor:
             worker.task = None
         return [message]
 
-    def _lost(self, worker: Worker) -> list[Outcome | Report]:
+    def _lost(self, worker: Worker, how: str = "") -> list[Outcome | Report]:
+        """Give up a worker that ends or, as `how` says, makes no sense; and all that its stages have started."""
         self._forget(worker)
-        status = worker.process.wait()
+        if not how:
+            try:
+                status = worker.process.wait(timeout=3)
+                how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+            except subprocess.TimeoutExpired:
+                how = "closed its line to the build"
+        end_group(worker.process, signal.SIGKILL)
+        worker.process.wait()
         if worker.task is None:
             return []
-        how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
         error = WorkerError(f"{worker.task.node}: its worker process {how}", hint="if memory ran out: --jobs 1")
         seconds = time.monotonic() - worker.since
         return [Outcome.of(worker.task.node, seconds, error, log_tail(worker.task.log), lost=True)]
@@ -157,6 +170,12 @@ class LocalExecutor:
     def _forget(self, worker: Worker) -> None:
         worker.line.close()
         self.workers.remove(worker)
+
+
+def end_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    """Send a signal to a worker and to all that its stages have started and left in its process group."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
 
 
 def free_cores() -> int:
