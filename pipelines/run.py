@@ -54,6 +54,8 @@ class Run:
     def executor(self) -> Executor:
         """Made when the first node has to run."""
         if self._executor is None:
+            if isinstance(self.config.executor, RayConfig):  # it takes seconds
+                self.display.note(f"joining the Ray cluster at {self.config.executor.address or 'a new one here'}")
             self._executor = make_executor(self.project, self.config, self.jobs)
         return self._executor
 
