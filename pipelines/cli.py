@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from gc import set_threshold
 from pathlib import Path
 from types import FrameType
 from typing import IO, TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     Stopped by SIGINT or SIGTERM it returns 130 or 143.
     """
+    set_threshold(50_000)  # a plan is many small objects and little garbage: a fifth of a build's time
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
     try:

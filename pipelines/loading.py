@@ -6,6 +6,7 @@ such sources apart. Libraries keep theirs, and so does this package, whose start
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import os
@@ -17,6 +18,7 @@ from types import CodeType, ModuleType
 from typing import Any
 
 EXECUTED: dict[str, tuple[str, str]] = {}  # {module: (file, sha256 of its bytes)} of this process
+FRESH: list[tuple[str, int, int, int, int]] = []  # the marks of EXECUTED's files when they were last compared
 
 
 def load_from_source(roots: Iterable[str | Path], packages: Iterable[str] = ()) -> None:
@@ -28,8 +30,25 @@ def load_from_source(roots: Iterable[str | Path], packages: Iterable[str] = ()) 
 
 def is_stale() -> bool:
     """Say whether a module that this process has executed is another one on the disk now."""
+    marks = marks_of_sources()
+    if marks == FRESH:
+        return False
     importlib.invalidate_caches()
-    return any(differs(module, file, sha256) for module, (file, sha256) in EXECUTED.items())
+    if any(differs(module, file, sha256) for module, (file, sha256) in EXECUTED.items()):
+        return True
+    FRESH[:] = marks
+    return False
+
+
+def marks_of_sources() -> list[tuple[str, int, int, int, int]]:
+    """Return what `stat` says of the executed files, and of the folders in which others could appear before them."""
+    files = {file for file, _ in EXECUTED.values()}
+    found = []
+    for path in sorted({*files, *map(os.path.dirname, files), *sys.path}):
+        with contextlib.suppress(OSError):
+            stat = os.stat(path or ".")
+            found.append((path, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size, stat.st_ino))
+    return found
 
 
 def differs(module: str, file: str, sha256: str) -> bool:
