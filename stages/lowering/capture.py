@@ -1,40 +1,81 @@
 """Capture: one graph a function, by torch.export under FakeTensorMode, so that no weight is ever in memory.
 
-Parameters carry the checkpoint's names (vision.*, projector.*, text.*); a lowering asks its weight source for them.
+Parameters carry the checkpoint's names (vision.*, projector.*, text.*; a module's own); a lowering asks its weight source for
+them.
 """
 
+from typing import Any
+
 import torch
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim, ExportedProgram
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from stages.models.vlm import Decoder, Encoder, ModelConfig, VisionLanguageModel
+from pipelines.errors import LoweringError
+from stages.models.vlm import Decoder, Encoder, ModelConfig
+
+
+def capture_fixed(config: ModelConfig) -> dict[str, ExportedProgram]:
+    """The graphs of fixed shapes: `encoder` of a vision-language model, `main` of a user's module, none of a text model."""
+    if config.module:
+        return {"main": _capture_module(config)}
+    return {"encoder": capture_encoder(config)} if config.vision else {}
 
 
 def capture_encoder(config: ModelConfig) -> ExportedProgram:
     """The graph image (1, 3, S, S) float32 -> features (1, T, hidden_size)."""
+    assert config.vision is not None
     size = config.vision.image_size
     with FakeTensorMode():
-        encoder = Encoder(VisionLanguageModel(config)).eval()
-        return torch.export.export(encoder, (torch.empty(1, 3, size, size),), strict=False)
+        return _export(Encoder(config.build()), (torch.empty(1, 3, size, size),))
 
 
-def capture_decoder(config: ModelConfig, tokens: int | None, context: int) -> ExportedProgram:
+def capture_decoder(config: ModelConfig, tokens: int | None, context: int, *, head: bool = True) -> ExportedProgram:
     """The graph (input_ids (1, N) int32, image_features (1, N, D), position (1,) int32, caches) -> (logits, caches).
 
-    tokens: N, fixed in the graph, or None for any number; context: rows of the caches.
+    tokens: N, fixed in the graph, or None for any number; context: rows of the caches. A text model has no
+    image_features. head: False leaves out the output head; the result is then the hidden states (1, N, D).
     """
     text = config.text
+    assert text is not None
     varying = {1: Dim("tokens", min=1, max=context)} if tokens is None else None
-    dynamic_shapes = (varying, varying, None, [None] * (2 * text.num_hidden_layers)) if varying else None
+    features = varying if config.vision else None
+    dynamic_shapes = (varying, features, None, [None] * (2 * text.num_hidden_layers)) if varying else None
     tokens = tokens or min(7, context)  # torch.export takes a size of 1 for a constant: any other does as example
     with FakeTensorMode(shape_env=ShapeEnv()):
-        decoder = Decoder(VisionLanguageModel(config)).eval()
         cache = (1, text.num_key_value_heads, context, text.head_dim)
         arguments = (
             torch.zeros(1, tokens, dtype=torch.int32),
-            torch.empty(1, tokens, text.hidden_size),
+            torch.empty(1, tokens, text.hidden_size) if config.vision else None,
             torch.zeros(1, dtype=torch.int32),
             [torch.empty(cache) for _ in range(2 * text.num_hidden_layers)],
         )
-        return torch.export.export(decoder, arguments, strict=False, dynamic_shapes=dynamic_shapes)
+        return _export(Decoder(config.build(), head), arguments, dynamic_shapes)
+
+
+def _capture_module(config: ModelConfig) -> ExportedProgram:
+    assert config.module is not None
+    module = config.module
+    with FakeTensorMode():
+        inputs = [
+            torch.zeros(tuple(spec["shape"]), dtype=getattr(torch, spec["dtype"])) for spec in module.inputs.values()
+        ]
+        program = _export(config.build(), tuple(inputs))
+    names = list(program.graph_signature.user_inputs)
+    if names != list(module.inputs):
+        raise LoweringError(
+            f"{module.target} takes {', '.join(map(str, names))}; model.inputs names {', '.join(module.inputs)}",
+            hint="Name forward's parameters, in their order.",
+        )
+    found = [node.meta["val"] for node in program.graph.output_node().args[0]]
+    if len(found) != len(module.outputs):
+        raise LoweringError(
+            f"{module.target} returns {len(found)} tensors; model.outputs names {len(module.outputs)}",
+            hint=f"Name each of them; their shapes are {', '.join(str(tuple(value.shape)) for value in found)}.",
+        )
+    return program
+
+
+def _export(module: nn.Module, arguments: tuple[Any, ...], dynamic_shapes: Any = None) -> ExportedProgram:
+    return torch.export.export(module.eval(), arguments, strict=False, dynamic_shapes=dynamic_shapes)

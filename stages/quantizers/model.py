@@ -30,7 +30,7 @@ def quantize_weights(
     Raises ConfigError, StageError or StoreError; then no store is left.
     """
     with torch.device("meta"):
-        model = VisionLanguageModel(checkpoint.config())
+        model = checkpoint.config().build()
     layers = quantizable_layers(model)
     chosen = choices(config, {name: (layer.role, layer.shape) for name, layer in layers.items()})
     statistics = StatisticsReader(calibration.statistics)
