@@ -93,6 +93,9 @@ class Keys:
         found = self.sources.closure(node.stage.module)
         if node.stage.schemas and (node.stage.config or node.stage.device):
             found = {**self.sources.closure(node.stage.schemas.rpartition(".")[0]), **found}
+        for module in node.code:
+            self.sources.adopt(module)
+            found = {**found, **self.sources.closure(module)}
         if node.stage.module not in found:
             raise PlanError(
                 f"stage {node.stage.name}: run: {node.stage.run}: there is no module {node.stage.module}",

@@ -12,7 +12,7 @@ from typing import Any
 from pipelines import typed
 from pipelines.config import Config, import_name
 from pipelines.digests import hash_json
-from pipelines.errors import PlanError, TapeoutError, suggestion
+from pipelines.errors import ConfigError, PlanError, TapeoutError, suggestion
 from pipelines.project import Project
 from pipelines.spec import StageSpec
 
@@ -22,7 +22,8 @@ class Node:
     """A stage with its own configuration and inputs.
 
     devices: those that share it (all of them, for a stage that is not per device). device: the slice of the profile
-    that the stage may read, or None. inputs: {parameter: node name}. folder, record: relative to the project.
+    that the stage may read, or None. inputs: {parameter: node name}. code: modules that the configuration makes it run.
+    folder, record: relative to the project.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Node:
     device: Mapping[str, Any] | None
     inputs: Mapping[str, str]
     folder: str
+    code: tuple[str, ...] = ()
 
     @property
     def record(self) -> str:
@@ -74,12 +76,9 @@ def make_plan(project: Project, config: Config) -> Plan:
     made: dict[tuple[str, str | None], str] = {}  # (stage, device) -> node
     for stage in config.pipeline.stages.values():
         check_stage(project, config, stage)
-        for group in sharing(config, stage, devices, made):
+        needs = {device: needs_of(config, stage, device, made) for device in (devices if stage.per else (None,))}
+        for group in sharing(config, stage, devices, needs):
             first = group[0] if stage.per else None
-            needs = {
-                parameter: made[need, first if (need, first) in made else None]
-                for parameter, need in stage.needs.items()
-            }
             shared = not stage.bundle and set(group) == set(devices)
             name = stage.name if shared or not stage.per else f"{stage.name}-{group[0]}"
             folder = f"artifacts/{group[0]}" if stage.bundle else f"artifacts/build/{name}"
@@ -89,34 +88,86 @@ def make_plan(project: Project, config: Config) -> Plan:
                 group,
                 config_of(config, stage, first),
                 slice_of(config, stage, first),
-                needs,
+                needs[first],
                 folder,
+                code_of(config, stage),
             )
             check_node(config, node)
             if name in nodes:
                 raise PlanError(f"two nodes are called {name}: a stage and a device have confusing names")
             nodes[name] = node
             made.update({(stage.name, device if stage.per else None): name for device in (group or (None,))})
-    return Plan(nodes, devices)
+    return Plan(wanted(config, nodes), devices)
+
+
+def wanted(config: Config, nodes: Mapping[str, Node]) -> dict[str, Node]:
+    """Return the nodes without those that other stages would need, had `when` not dropped every such need."""
+    wanted_by_some = {need for stage in config.pipeline.stages.values() for need in stage.needs.values()}
+    kept: dict[str, Node] = {}
+    needed: set[str] = set()
+    for name, node in reversed(list(nodes.items())):
+        if name in needed or node.stage.name not in wanted_by_some:
+            kept[name] = node
+            needed |= set(node.inputs.values())
+    return dict(reversed(list(kept.items())))
+
+
+def needs_of(
+    config: Config, stage: StageSpec, device: str | None, made: Mapping[tuple[str, str | None], str]
+) -> dict[str, str]:
+    """Return {parameter: node} of what the stage needs for a device."""
+    return {
+        parameter: made.get((need, device)) or made[need, None]
+        for parameter, need in stage.needs.items()
+        if parameter not in stage.when or holds(config, stage, parameter, device)
+    }
+
+
+def holds(config: Config, stage: StageSpec, parameter: str, device: str | None) -> bool:
+    """Say whether the stage's configuration, or the device, makes it need the artifact `parameter`."""
+    where = f"stage {stage.name}: when.{parameter}"
+    answer = asked(config, stage, stage.when[parameter], where, config_of(config, stage, device), device)
+    if not isinstance(answer, bool):
+        raise PlanError(f"{where}: {stage.when[parameter]} returned {answer!r}, and must return True or False")
+    return answer
 
 
 def sharing(
-    config: Config, stage: StageSpec, devices: tuple[str, ...], made: Mapping[tuple[str, str | None], str]
+    config: Config, stage: StageSpec, devices: tuple[str, ...], needs: Mapping[str | None, Mapping[str, str]]
 ) -> list[tuple[str, ...]]:
     """Return the devices in groups of which each shares one node of `stage`."""
     if not stage.per:
         return [devices]
     groups: dict[str, list[str]] = {}
     for device in devices:
-        inputs = [made.get((need, device)) or made[need, None] for need in stage.needs.values()]
         mark = [
             device if stage.bundle else None,
-            inputs,
+            dict(needs[device]),
             slice_of(config, stage, device),
             config_of(config, stage, device),
         ]
         groups.setdefault(hash_json(mark), []).append(device)
     return [tuple(group) for group in groups.values()]
+
+
+def code_of(config: Config, stage: StageSpec) -> tuple[str, ...]:
+    """Return the modules that the configuration makes the stage run. Raises PlanError for a key that names no code."""
+    modules = []
+    for place in stage.code:
+        group, _, key = place.partition(".")
+        if key not in config.groups.get(group, {}):
+            hint = suggestion(
+                place, [f"{name}.{each}" for name in config.groups for each in config.groups[name]], "keys"
+            )
+            raise PlanError(f"stage {stage.name}: code: there is no key '{place}'", hint=hint)
+        value = config.groups[group][key]
+        target = value.get("_target_") if isinstance(value, Mapping) else value
+        if value is not None and not (
+            isinstance(target, str) and re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", target)
+        ):
+            raise ConfigError(f"{place} is {target!r}, which names no code", hint="expected package.module.NAME")
+        modules += [str(target).rpartition(".")[0]] if target else []
+    return tuple(modules)
 
 
 def config_of(config: Config, stage: StageSpec, device: str | None) -> dict[str, Any] | None:
@@ -156,21 +207,26 @@ def check_stage(project: Project, config: Config, stage: StageSpec) -> None:
 
 def check_node(config: Config, node: Node) -> None:
     """Call the stage's own check: for each device that shares the node, or once with no device."""
-    stage = node.stage
-    if stage.check is None:
+    if node.stage.check is None:
         return
-    check = import_name(stage.check, f"stage {stage.name}: check")
+    for device in node.devices if node.stage.per else (None,):
+        asked(config, node.stage, node.stage.check, f"stage {node.stage.name}: check", node.config, device)
+
+
+def asked(
+    config: Config, stage: StageSpec, name: str, where: str, values: Mapping[str, Any] | None, device: str | None
+) -> Any:
+    """Return what the function `name` says of the stage's configuration and a device, both with their types."""
+    function = import_name(name, where)
     schema, device_schema = config.schemas.get(stage.config or ""), config.schemas.get("device")
-    settings = typed.build(node.config, schema) if schema and node.config is not None else node.config
-    for profile in [config.devices[device] for device in node.devices] if stage.per else [None]:
-        device = typed.build(profile, device_schema) if device_schema and profile is not None else profile
-        try:
-            check(settings, device)
-        except TapeoutError:
-            raise
-        except Exception as error:
-            told = f"{type(error).__name__}: {error}"
-            raise PlanError(f"stage {stage.name}: check: {stage.check} failed: {told}") from error
+    settings = typed.build(values, schema) if schema and values is not None else values
+    profile = config.devices[device] if device is not None else None
+    try:
+        return function(settings, typed.build(profile, device_schema) if device_schema and profile else profile)
+    except TapeoutError:
+        raise
+    except Exception as error:
+        raise PlanError(f"{where}: {name} failed: {type(error).__name__}: {error}") from error
 
 
 def source_path(project: Project, node: Node, key: str) -> Path:

@@ -13,6 +13,8 @@ GIVEN = ("config", "device", "work")  # parameters that no artifact can have
 KINDS: Mapping[str, tuple[type, str]] = {
     "config": (str, "the name of a group"),
     "needs": (Mapping, "a mapping of parameters to stages"),
+    "when": (Mapping, "a mapping of parameters to package.module.function"),
+    "code": (list, "a list of GROUP.KEY"),
     "device": (bool, "true or false"),
     "device_fields": (list, "a list of names"),
     "sources": (Mapping, "a mapping of keys to 'file', 'folder' or a list of patterns"),
@@ -45,6 +47,10 @@ class StageSpec:
     schemas        the pipeline's, of which `config` and `device` are made
     config         the configuration group that it is given as `config`, or None
     needs          {parameter: stage}: the artifacts that it is given
+    when           {parameter: a light function(config, device)}: a need that is dropped where it says False. A stage
+                   that others need in the pipeline, and nobody in the plan, is left out of it
+    code           GROUP.KEYs of the configuration that name code which the stage runs: package.module.NAME, or a
+                   mapping with that as _target_; null is none
     per            "device": one node for each device, equal nodes being one
     device         whether it is given the device's profile as `device`
     device_fields  the fields of the profile that it may read; None: all. Devices equal in these share a node
@@ -62,6 +68,8 @@ class StageSpec:
     schemas: str | None = None
     config: str | None = None
     needs: Mapping[str, str] = field(default_factory=dict)
+    when: Mapping[str, str] = field(default_factory=dict)
+    code: tuple[str, ...] = ()
     per: str | None = None
     device: bool = False
     device_fields: tuple[str, ...] | None = None
@@ -101,6 +109,12 @@ def read_pipeline(value: Any, where: str) -> PipelineSpec:
             hint="give `bundle: true` to the last of them alone",
         )
     for stage in stages.values():
+        for parameter in stage.when:
+            if parameter not in stage.needs:
+                raise PlanError(
+                    f"{where}: stage {stage.name}: when: it has no need '{parameter}'",
+                    hint=suggestion(parameter, stage.needs, "it needs"),
+                )
         for parameter, need in stage.needs.items():
             if parameter in GIVEN:
                 raise PlanError(

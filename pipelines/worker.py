@@ -154,7 +154,7 @@ def invoke(task: Task, work: Workspace) -> None:
         raise StageError(f"run: {task.run}: module {module} has no function {name}")
     hints = typing.get_type_hints(function)
     given: dict[str, Any] = {}
-    for parameter in inspect.signature(function).parameters:
+    for parameter, declared in inspect.signature(function).parameters.items():
         if parameter == "work":
             given[parameter] = work
         elif parameter == "config":
@@ -162,15 +162,21 @@ def invoke(task: Task, work: Workspace) -> None:
         elif parameter == "device":
             given[parameter] = profile(task)
         elif parameter in task.inputs:
-            kind = hints.get(parameter)
-            given[parameter] = kind(task.inputs[parameter]) if isinstance(kind, type) else task.inputs[parameter]
-        else:
+            kind = artifact_type(hints.get(parameter))
+            given[parameter] = kind(task.inputs[parameter]) if kind else task.inputs[parameter]
+        elif declared.default is inspect.Parameter.empty:
             raise StageError(
                 f"{task.run} has a parameter '{parameter}', which the pipeline does not give it",
                 hint=f"give stage {task.node} `needs: {{{parameter}: STAGE}}`",
             )
     function(**given)
     check_output(task.run, work.out)
+
+
+def artifact_type(hint: Any) -> type | None:
+    """Return the class that an input is wrapped in: of `Calibration | None`, Calibration."""
+    kinds = [each for each in typing.get_args(hint) or (hint,) if isinstance(each, type) and each is not type(None)]
+    return kinds[0] if len(kinds) == 1 else None
 
 
 def check_output(run: str, out: Path) -> None:

@@ -1,7 +1,7 @@
 """Capture: one graph a function, by torch.export under FakeTensorMode, so that no weight is ever in memory.
 
-Parameters carry the checkpoint's names (vision.*, projector.*, text.*; a module's own); a lowering asks its weight source for
-them.
+Parameters carry the checkpoint's names (vision.*, projector.*, text.*; a module's own); a lowering asks its weight
+source for them.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ from stages.models.vlm import Decoder, Encoder, ModelConfig
 
 
 def capture_fixed(config: ModelConfig) -> dict[str, ExportedProgram]:
-    """The graphs of fixed shapes: `encoder` of a vision-language model, `main` of a user's module, none of a text model."""
+    """The graphs of fixed shapes: `encoder` of a vision-language model, `main` of a user's module."""
     if config.module:
         return {"main": _capture_module(config)}
     return {"encoder": capture_encoder(config)} if config.vision else {}

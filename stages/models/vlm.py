@@ -1,4 +1,4 @@
-"""The models that Tapeout knows: tower, projector and decoder joined, a decoder alone, a user's module; and their graphs."""
+"""The models that can be built: tower, projector and decoder joined, a decoder alone, a user's module; their graphs."""
 
 import importlib
 from collections.abc import Sequence
@@ -81,7 +81,7 @@ def _imported(config: ModuleConfig) -> nn.Module:
     except Exception as cause:  # whatever the user's own code raises
         raise CheckpointError(
             f"model.module: {config.target} cannot be made: {type(cause).__name__}: {cause}",
-            hint="_target_ is package.module.Class, in the project or beside --config-dir; its other keys are arguments.",
+            hint="_target_ is package.module.Class, in the project or beside --config-dir; other keys are arguments.",
         ) from cause
     if not isinstance(module, nn.Module):
         raise CheckpointError(f"model.module: {config.target} is no torch.nn.Module")
