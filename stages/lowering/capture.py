@@ -1,4 +1,4 @@
-"""Capture: one graph a function, by torch.export under FakeTensorMode, so that no weight is ever in memory.
+"""Capture: one graph a function, by torch.export under FakeTensorMode, so that no weight of a model is ever in memory.
 
 Parameters carry the checkpoint's names (vision.*, projector.*, text.*; a module's own); a lowering asks its weight
 source for them.
@@ -57,11 +57,8 @@ def capture_decoder(config: ModelConfig, tokens: int | None, context: int, *, he
 def _capture_module(config: ModelConfig) -> ExportedProgram:
     assert config.module is not None
     module = config.module
-    with FakeTensorMode():
-        inputs = [
-            torch.zeros(tuple(spec["shape"]), dtype=getattr(torch, spec["dtype"])) for spec in module.inputs.values()
-        ]
-        program = _export(config.build(), tuple(inputs))
+    inputs = [torch.zeros(tuple(spec["shape"]), dtype=getattr(torch, spec["dtype"])) for spec in module.inputs.values()]
+    program = _export(config.build(), tuple(inputs))  # with real tensors: the module may have made constants
     names = list(program.graph_signature.user_inputs)
     if names != list(module.inputs):
         raise LoweringError(

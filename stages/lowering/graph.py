@@ -9,8 +9,8 @@ A target's table is open. From outside this package:
         return context.op("HardSwish", x)
 
 An emitter is called as `emitter(context, node, *arguments, **keywords)`. Arguments arrive resolved: what the emitters
-of earlier nodes returned for tensors, `Weight` for parameters and buffers, plain Python values for the rest (a symbolic
-size stays a torch.SymInt). `node.meta["val"]` holds the result's shape and dtype. An operator with several results
+of earlier nodes returned for tensors, `Weight` for what the checkpoint holds, `Constant` for tensors that the model makes
+itself, plain Python values for the rest (a symbolic size stays a torch.SymInt). `node.meta["val"]` holds the result's shape and dtype. An operator with several results
 returns a sequence. What `context` offers is the target's own (see lowering/onnx and lowering/coreml).
 """
 
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import Node
@@ -39,6 +40,14 @@ class Weight:
 
     name: str
     shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Constant:
+    """A tensor that is no part of the checkpoint: a buffer that is not saved, or one that the model's code makes."""
+
+    name: str
+    array: NDArray[Any]
 
 
 @dataclass
@@ -144,8 +153,11 @@ def _relative(file: str) -> str:
 
 def _placeholder(program: ExportedProgram, node: Node, inputs: Mapping[str, Any]) -> Any:
     spec = next(spec for spec in program.graph_signature.input_specs if getattr(spec.arg, "name", None) == node.name)
+    target = str(spec.target)
+    if spec.kind in (InputKind.BUFFER, InputKind.CONSTANT_TENSOR) and target in program.constants:
+        return Constant(target, program.constants[target].detach().numpy())
     if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
-        return Weight(str(spec.target), tuple(node.meta["val"].shape))
+        return Weight(target, tuple(node.meta["val"].shape))
     if spec.kind == InputKind.USER_INPUT and node.name in inputs:
         return inputs[node.name]
     raise LoweringError(
