@@ -1,0 +1,196 @@
+"""Hexagon: an ONNX file compiled here, without a phone, into the context binary that one chip's NPU loads.
+
+onnxruntime-qnn (the extra `tapeout[qnn]`; Linux x86-64) does it. Its session "succeeds" where nodes were left to the
+CPU, and leaves files where it failed; so what counts is read from the files. The numbers of the NPU are not checked
+here: nothing on this machine runs them.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from pipelines.errors import LoweringError
+from stages.lowering.capture import capture_encoder
+from stages.lowering.onnx import hexagon_session, lower_program
+from stages.lowering.onnx.builder import MICROSOFT
+from stages.lowering.socs import SOCS, soc_problem
+from stages.models.vlm import ModelConfig
+from stages.quantizers.store import QuantizedStore, TensorFormat
+
+COMPILER, VERSION = "onnxruntime-qnn", "2.7.0"  # another version writes other bytes: it is part of this code's identity
+PROVIDER = "QNNExecutionProvider"
+_WIDE = "weights and activations as QuantizeLinear and DequantizeLinear of 8 and 16 bits, with calibrated ranges"
+UNCOMPILED = {  # operators that it leaves to the CPU, and what it would take instead
+    "MatMulNBits": _WIDE,
+    "GatherBlockQuantized": "the table in 8 bits per tensor, or the lookup left to the CPU",
+    "GroupQueryAttention": "the standard Attention (opset 23) over a cache of fixed size",
+    "SkipSimplifiedLayerNormalization": "an Add and an RMSNormalization (opset 23)",
+    "SimplifiedLayerNormalization": "an RMSNormalization (opset 23)",
+}
+_LARGEST = 65504.0  # float16's
+
+
+def compile_encoder(config: ModelConfig, store: QuantizedStore, out: Path, soc: str) -> dict[str, Any]:
+    """Write encoder.hexagon.onnx and its binary into the folder out, for one chip; returns what model.json says of it.
+
+    The weights are the store's, dequantized and rounded to float16, in which the Hexagon computes all of it.
+    Raises LoweringError where a weight has no float16, and as compile_context does.
+    """
+    problem = soc_problem(soc)
+    if problem:
+        raise LoweringError(problem[0], hint=problem[1])
+    with tempfile.TemporaryDirectory(prefix="hexagon-", dir=out) as name:
+        path = Path(name) / "encoder.onnx"
+        lower_program(capture_encoder(config), _Float16Store(store), path, outputs=["features"], accuracy_level=0)
+        return compile_context(path, out / "encoder.hexagon.onnx", soc)
+
+
+def compile_context(model: Path, out: Path, soc: str) -> dict[str, Any]:
+    """Compile the ONNX file `model` for the chip `soc` ("SM8650"): out, an ONNX file of EPContext nodes, and beside it
+    the binary that it names. The same model gives the same bytes in any folder.
+
+    Returns {"file", "context", "bytes", "soc", "architecture", "provider", "compiler"}; sizes in bytes.
+    Raises LoweringError for a chip or an operator that cannot be compiled, where the compiler is not installed, where
+    it fails, and where its result is not whole; then nothing is left at out.
+    """
+    problem = soc_problem(soc)
+    if problem:
+        raise LoweringError(problem[0], hint=problem[1])
+    _check_compiler()
+    _check_model(model)
+    with tempfile.TemporaryDirectory(prefix="hexagon-", dir=out.parent) as name:
+        context = Path(name).resolve() / out.name
+        _run(model, context, soc)
+        binary = _check_result(context, model)
+        for path in (binary, context):
+            path.replace(out.parent / path.name)
+    return {
+        "file": out.name,
+        "context": binary.name,
+        "bytes": (out.parent / binary.name).stat().st_size,
+        "soc": soc,
+        "architecture": SOCS[soc].architecture,
+        "provider": PROVIDER,
+        "compiler": f"{COMPILER} {VERSION}",
+    }
+
+
+def _check_compiler() -> None:
+    try:
+        found = metadata.version(COMPILER)
+    except metadata.PackageNotFoundError:
+        found = None
+    if found != VERSION:
+        raise LoweringError(
+            f"a context binary needs {COMPILER} {VERSION}; " + (f"found {found}" if found else "it is not installed"),
+            hint="pip install 'tapeout[qnn]' (Linux x86-64), or set the device profile's soc to null.",
+        )
+
+
+def _check_model(model: Path) -> None:
+    """What is known not to compile is said before the compiler spends its minute, with what it would take."""
+    graph = onnx.load(model, load_external_data=False).graph
+    varying = sorted(
+        {
+            f"{value.name} ({size.dim_param})"
+            for value in graph.input
+            for size in value.type.tensor_type.shape.dim
+            if size.dim_param
+        }
+    )
+    found = Counter(node.op_type for node in graph.node if node.op_type in UNCOMPILED)
+    if not varying and not found:
+        return
+    problems = [f"{count} {operator}" for operator, count in sorted(found.items())]
+    if varying:
+        problems.append(f"sizes that vary: {', '.join(varying[:3])}{' and more' if varying[3:] else ''}")
+    needs = [f"{operator}: {UNCOMPILED[operator]}" for operator in sorted(found)]
+    if varying:
+        needs.append("sizes: a graph for each number of tokens")
+    raise LoweringError(
+        f"{model.name} cannot be compiled for Hexagon; it has {', '.join(problems)}",
+        hint=f"Leave it to the CPU. What compiling it would take: {'; '.join(needs)}.",
+    )
+
+
+def _run(model: Path, context: Path, soc: str) -> None:
+    """Compile in a process of its own, in the model's folder: its path would go into the bytes."""
+    chip = SOCS[soc]
+    words = [hexagon_session.__file__, model.name, str(context), str(chip.model), str(chip.architecture)]
+    done = subprocess.run([sys.executable, *words], cwd=model.parent, capture_output=True, text=True)
+    if done.returncode:
+        told = done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"]
+        raise _failed(model, told[-1])
+    found = json.loads(done.stdout.splitlines()[-1])
+    if found["left"]:
+        raise _left_to_cpu(model, found["left"])
+    if found["error"]:
+        raise _failed(model, found["error"])
+
+
+def _check_result(context: Path, model: Path) -> Path:
+    """The binary that context names. Both must be whole, and hold all of the model."""
+    if not context.is_file():
+        raise _failed(model, "it ended without an error and wrote no file")
+    nodes = onnx.load(context, load_external_data=False).graph.node
+    left = [node.op_type for node in nodes if (node.domain, node.op_type) != (MICROSOFT, "EPContext")]
+    if left:
+        raise _left_to_cpu(model, left)
+    attributes = [attribute for node in nodes for attribute in node.attribute if attribute.name == "ep_cache_context"]
+    names = sorted({attribute.s.decode() for attribute in attributes})
+    binary = context.parent / names[0] if len(names) == 1 and Path(names[0]).name == names[0] else None
+    if binary is None or not binary.is_file() or not binary.stat().st_size:
+        raise _failed(model, f"of the one binary beside {context.name} it wrote: {', '.join(names) or 'nothing'}")
+    return binary
+
+
+def _left_to_cpu(model: Path, operators: list[str]) -> LoweringError:
+    names = ", ".join(f"{count} {operator}" for operator, count in sorted(Counter(operators).items()))
+    return LoweringError(
+        f"{model.name}: {len(operators)} nodes would be left to the CPU by the Hexagon compiler: {names}",
+        hint="Write them with operators that QNN has (onnxruntime-qnn's documentation lists them), or set the device "
+        "profile's soc to null.",
+    )
+
+
+def _failed(model: Path, told: str) -> LoweringError:
+    return LoweringError(
+        f"{model.name} cannot be compiled for Hexagon: {told}",
+        hint="Set the device profile's soc to null: the model then runs on the CPU.",
+    )
+
+
+class _Float16Store(QuantizedStore):
+    """The same weights, each as the float16 nearest to what its stored bits mean."""
+
+    def __init__(self, store: QuantizedStore):
+        self._store, self.path = store, store.path
+
+    def names(self) -> list[str]:
+        return self._store.names()
+
+    def format(self, name: str) -> TensorFormat:
+        form = self._store.format(name)
+        return TensorFormat("float", form.shape, 2 * form.rows * form.columns, dtype="float16")
+
+    def float(self, name: str) -> NDArray[Any]:
+        values = self._store.dense(name)
+        largest = np.abs(values).max(initial=0)
+        if largest > _LARGEST:
+            raise LoweringError(
+                f"weight '{name}' reaches {largest:,.0f}; the Hexagon computes in float16, up to {_LARGEST:,.0f}",
+                hint="Set the device profile's soc to null: the encoder then runs on the CPU in float32.",
+            )
+        return values.astype(np.float16)
+
+    def dense(self, name: str) -> NDArray[np.float32]:
+        return self.float(name).astype(np.float32)
