@@ -12,6 +12,7 @@ unsigned, 0..2^bits-1; on disk codes and zero points are packed (packing.py). Th
 
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +26,7 @@ from stages.quantizers.packing import BIT_WIDTHS, pack_bits, packed_size, unpack
 from stages.tensorfile import TensorReader, TensorWriter
 
 WEIGHTS, FORMATS = "weights.safetensors", "formats.json"
+_BLOCK = 1 << 22  # weights made dense at a time
 _DAMAGED = "Build the quantize stage again; `tapeout verify` finds other damage."
 
 
@@ -100,6 +102,11 @@ class QuantizedStore:
         packed = self._weights.array(f"{name}.codes")
         return unpack_bits(packed, form.bits, form.rows * form.columns).reshape(form.rows, form.columns)
 
+    def packed_codes(self, name: str) -> NDArray[np.uint8]:
+        """The codes as they are stored: row by row without gaps, packed little end first, uint8 and flat, read-only."""
+        self._quantized(name, "affine", "palette")
+        return self._weights.array(f"{name}.codes")
+
     def scales(self, name: str) -> NDArray[np.float16]:
         """float16 (out, in / group_size)."""
         self._quantized(name, "affine")
@@ -128,11 +135,31 @@ class QuantizedStore:
         form = self.format(name)
         if form.format == "float":
             return self.float(name).astype(np.float32)
-        if form.format == "affine":
-            values = dequantize_affine(self.codes(name), self.scales(name), self.zero_points(name))
-        else:
-            values = dequantize_palette(self.codes(name), self.palette(name), form.group_size)
+        values = np.empty((form.rows, form.columns), np.float32)
+        for start, part in self.dense_blocks(name):
+            values[start : start + len(part)] = part
         return values.reshape(form.shape)
+
+    def dense_blocks(self, name: str) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """The same, as matrices of some rows each with the number of the first, so that one block is in memory."""
+        form = self.format(name)
+        step = max(form.group_size if form.format == "palette" else 8, 8)  # whole groups, whole bytes of codes
+        step *= max(1, _BLOCK // (step * form.columns))
+        for start in range(0, form.rows, step):
+            rows = slice(start, min(start + step, form.rows))
+            if form.format == "float":
+                yield start, self.float(name).reshape(form.rows, -1)[rows].astype(np.float32)
+                continue
+            packed = self.packed_codes(name)[start * form.columns * form.bits // 8 :]
+            count = (rows.stop - start) * form.columns
+            codes = unpack_bits(packed[: packed_size(count, form.bits)], form.bits, count).reshape(-1, form.columns)
+            if form.format == "affine":
+                yield start, dequantize_affine(codes, self.scales(name)[rows], self.zero_points(name)[rows])
+            else:
+                palette = self.palette(name)
+                if form.group_size:
+                    palette = palette[start // form.group_size : -(-rows.stop // form.group_size)]
+                yield start, dequantize_palette(codes, palette, form.group_size)
 
     def total_bytes(self) -> int:
         """Packed bytes of all tensors."""

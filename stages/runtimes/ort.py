@@ -1,6 +1,6 @@
 """ONNX Runtime behind the session protocol, on the CPU, the same numbers every time."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,8 @@ _SILENT = 3  # errors are raised; the runtime's warnings are about speed on this
 
 
 class OnnxSession:
-    """encoder.onnx and decoder.onnx of a DeviceModel. One thread unless told: sums are then in one order.
+    """The graphs of a DeviceModel: encoder and decoder, or those that its model.json names. One thread unless told:
+    sums are then in one order.
 
     Raises StageError where ONNX Runtime cannot load a file.
     """
@@ -24,41 +25,70 @@ class OnnxSession:
 
     def __init__(self, model: DeviceModel, threads: int = 1):
         self.description = model.description()
-        self._encoder, self._decoder = (_load(model, part, threads) for part in ("encoder", "decoder"))
+        self._sessions = {part: _load(model, part, threads) for part in self.description["files"]}
+        if "decoder" in self._sessions:
+            self._optional = {value.name for value in self._sessions["decoder"].get_overridable_initializers()}
+
+    def run(self, part: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """One graph as it is: its inputs by name -> its outputs by name, as model.json describes them."""
+        session = self._sessions[part]
+        names = [value.name for value in session.get_outputs()]
+        return dict(zip(names, session.run(names, dict(inputs)), strict=True))
 
     def encode(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """pixels (1, 3, S, S) float32 -> visual tokens (T, D) float32."""
-        features = self._encoder.run(["features"], {"image": np.ascontiguousarray(pixels, np.float32)})[0]
-        return np.asarray(features)[0]
+        features = self.run("encoder", {"image": np.ascontiguousarray(pixels, np.float32)})["features"]
+        return np.asarray(features[0])
 
     def start(self) -> Any:
         """The cache: buffers of the whole context, each bound as past and as present: a step writes its rows only."""
-        binding = self._decoder.io_binding()
+        binding = self._sessions["decoder"].io_binding()
         shape = (1, *(int(self.description[key]) for key in ("kv_heads", "context", "head_dim")))
         for layer in range(int(self.description["layers"])):
             for part in ("key", "value"):
                 buffer = onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32))
                 binding.bind_ortvalue_input(f"past_key_values.{layer}.{part}", buffer)
                 binding.bind_ortvalue_output(f"present.{layer}.{part}", buffer)
-        binding.bind_output("logits", "cpu")
         return binding
 
-    def step(self, ids: Sequence[int], features: NDArray[np.float32], position: int, cache: Any) -> NDArray[np.float32]:
-        """ids (N tokens), features (N, D), position of the first -> logits (N, V) float32."""
-        cache.bind_cpu_input("input_ids", np.asarray(ids, np.int64)[None])
-        cache.bind_cpu_input("image_features", np.ascontiguousarray(features, np.float32)[None])
-        cache.bind_cpu_input("position", np.asarray([position], np.int64))
+    def step(
+        self,
+        ids: Sequence[int],
+        features: NDArray[np.float32] | None,
+        position: int,
+        cache: Any,
+        keep: int = 0,
+    ) -> NDArray[np.float32]:
+        """ids (N tokens), features (N, D) or None where no token is the image's, position of the first.
+
+        Returns logits (N, V) float32; of the last `keep` tokens alone, where that is not 0: the product with the
+        vocabulary is a quarter of a small model's work, and a long prompt's logits are the largest array of all.
+        """
+        inputs: dict[str, NDArray[Any]] = {
+            "input_ids": np.asarray(ids, np.int64)[None],
+            "attention_mask": np.ones((1, position + len(ids)), np.int64),
+            "logits_to_keep": np.asarray([keep], np.int64),
+        }
+        if "image_features" in self._optional:
+            blank = np.zeros((1, self.description["hidden"]), np.float32)
+            rows = blank if features is None else features
+            inputs["image_features"] = np.ascontiguousarray(rows, np.float32)[None]
+        for name, array in inputs.items():  # bind_cpu_input knows no input that may be left out
+            cache.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
         cache.bind_output("logits", "cpu")  # anew: the buffer of the last step has that step's number of rows
-        self._decoder.run_with_iobinding(cache)
+        self._sessions["decoder"].run_with_iobinding(cache)
         return np.asarray(cache.get_outputs()[-1].numpy())[0]
 
 
 def _load(model: DeviceModel, part: str, threads: int) -> onnxruntime.InferenceSession:
+    description = model.description()
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = threads
+    options.intra_op_num_threads = threads
     options.use_deterministic_compute = True
     options.log_severity_level = _SILENT
-    path = model.path / model.description()["files"][part]
+    for key, value in description.get("session_options", {}).items():
+        options.add_session_config_entry(key, value)
+    path = model.path / description["files"][part]
     try:
         return onnxruntime.InferenceSession(path, options, providers=_PROVIDERS)
     except Exception as cause:  # the runtime's own errors have no public base

@@ -8,19 +8,18 @@ import numpy as np
 import onnx_ir as ir
 from torch.export import ExportedProgram
 
-from stages.lowering.capture import capture_decoder, capture_encoder
+from stages.lowering.capture import capture_encoder
 from stages.lowering.description import describe
 from stages.lowering.graph import emit, user_inputs
 from stages.lowering.onnx import attention, operators  # noqa: F401  their emitters register on import
 from stages.lowering.onnx.builder import GraphBuilder
+from stages.lowering.onnx.decoder import lower_decoder
+from stages.lowering.onnx.linears import parameters
 from stages.lowering.onnx.weights import check_formats, supported_formats
 from stages.models.vlm import ModelConfig
 from stages.quantizers.store import QuantizedStore
 
 __all__ = ["lower_onnx", "lower_program", "supported_formats"]
-
-TOKENS, PAST, ROWS = "tokens", "past", "rows"  # names of the sizes that vary
-
 
 def lower_onnx(
     config: ModelConfig, store: QuantizedStore, out: Path, *, context: int, accuracy_level: int
@@ -40,7 +39,7 @@ def lower_onnx(
     settings: dict[str, int] = {"accuracy_level": accuracy_level, "context": context}
     encoder = lower_program(capture_encoder(config), store, out / "encoder.onnx", outputs=["features"], **settings)
     with GraphBuilder(out / "decoder.onnx", store, **settings) as graph:
-        decoder = _lower_decoder(config, graph)
+        decoder = _save(graph, "decoder", *lower_decoder(config, graph))
     functions = {"encoder": encoder, "decoder": decoder}
     return describe(
         config, runtime="onnxruntime", suffix="onnx", context=context, prefill_chunk=None, functions=functions
@@ -67,31 +66,11 @@ def lower_program(
             )
             for name, value in user_inputs(program).items()
         }
+        graph.parameters = parameters(program)
         values = emit(program, "onnx", graph, inputs)
         shapes = [tuple(node.meta["val"].shape) for node in program.graph.output_node().args[0]]
         results = dict(zip(outputs, zip(values, shapes, strict=True), strict=True))
         return _save(graph, path.stem, list(inputs.values()), results)
-
-
-def _lower_decoder(config: ModelConfig, graph: GraphBuilder) -> dict[str, Any]:
-    text = config.text
-    program = capture_decoder(config, None, graph.context)
-    names = list(user_inputs(program))
-    past, present = ((1, text.num_key_value_heads, rows, text.head_dim) for rows in (PAST, ROWS))
-    inputs = [
-        graph.input("input_ids", ir.DataType.INT64, (1, TOKENS)),
-        graph.input("image_features", ir.DataType.FLOAT, (1, TOKENS, text.hidden_size)),
-        graph.input("position", ir.DataType.INT64, (1,)),
-        *(
-            graph.input(f"past_key_values.{layer}.{part}", ir.DataType.FLOAT, past)
-            for layer in range(text.num_hidden_layers)
-            for part in ("key", "value")
-        ),
-    ]
-    logits, *caches = emit(program, "onnx", graph, dict(zip(names, inputs, strict=True)))
-    labels = (value.name.replace("past_key_values", "present") for value in inputs[3:] if value.name)
-    outputs = {label: (cache, present) for label, cache in zip(labels, caches, strict=True)}
-    return _save(graph, "decoder", inputs, {"logits": (logits, (1, TOKENS, text.vocab_size)), **outputs})
 
 
 def _save(graph: GraphBuilder, name: str, inputs: list[ir.Value], outputs: dict[str, Any]) -> dict[str, Any]:
@@ -99,7 +78,7 @@ def _save(graph: GraphBuilder, name: str, inputs: list[ir.Value], outputs: dict[
     graph.save(name, inputs, outputs)
     return {
         "file": graph.path.name,
-        "inputs": {str(value.name): _described(value) for value in inputs},
+        "inputs": {str(value.name): _described(value) for value in inputs},  # those with a default may be left out
         "outputs": {str(value.name): _described(value) for value, _ in outputs.values()},
         "states": {},
     }
@@ -107,4 +86,5 @@ def _save(graph: GraphBuilder, name: str, inputs: list[ir.Value], outputs: dict[
 
 def _described(value: ir.Value) -> dict[str, Any]:
     sizes = [size if isinstance(size, int) else str(size.value) for size in value.shape or ()]
-    return {"shape": sizes, "dtype": str(value.dtype.numpy())}  # type: ignore[union-attr]
+    optional = {"optional": True} if value.const_value is not None else {}
+    return {"shape": sizes, "dtype": str(value.dtype.numpy())} | optional  # type: ignore[union-attr]

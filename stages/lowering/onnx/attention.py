@@ -7,6 +7,7 @@ import numpy as np
 import onnx_ir as ir
 from torch.fx import Node
 
+from stages.lowering.onnx import linears
 from stages.lowering.onnx.builder import MICROSOFT, GraphBuilder
 from stages.lowering.onnx.operators import lowers, reshape, shape_of, transpose
 from stages.lowering.rotary import rotary_frequencies
@@ -48,10 +49,11 @@ def cached_attention(
         _rows(graph, x, fx) for x, fx in zip((query, key, value), _unrotated(node, bool(all(rotated))), strict=True)
     ]
     last, total = _lengths(graph, rows[0], position)
+    whole = linears.packed(graph, rows)
     output, present_key, present_value = graph.ops(
         3,
         "GroupQueryAttention",
-        *rows,
+        *([whole, None, None] if whole else rows),
         key_cache,
         value_cache,
         last,

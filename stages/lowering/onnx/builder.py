@@ -27,6 +27,7 @@ class GraphBuilder:
         self.path, self.store = Path(path), store
         self.accuracy_level, self.context = accuracy_level, context
         self.shared: dict[Any, Any] = {}  # what emitters remember of each other's values
+        self.parameters: dict[str, Weight] = {}  # of the captured program, by placeholder
         self._constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
         self.residuals: list[ir.Value] = []  # norms of a sum, to be fused with it
         self._nodes: list[ir.Node] = []
@@ -46,6 +47,13 @@ class GraphBuilder:
 
     def input(self, name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> ir.Value:
         return ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
+
+    def optional_input(self, name: str, shape: Sequence[int | str], default: NDArray[Any]) -> ir.Value:
+        """An input that a caller may leave out, and that then is `default`: an initializer that can be overridden."""
+        tensor = ir.tensor(default, name=name)
+        value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(shape), const_value=tensor)
+        self._initializers[name] = value
+        return value
 
     def op(
         self,
@@ -76,7 +84,7 @@ class GraphBuilder:
         self._nodes.append(node)
         return list(node.outputs)
 
-    def constant(self, array: Any, dtype: type[np.generic] | None = None) -> ir.Value:
+    def constant(self, array: Any, dtype: type[np.generic] | str | None = None) -> ir.Value:
         """A small constant, kept in the graph itself; equal ones are one."""
         array = np.asarray(array, dtype)
         key = str(array.dtype), array.shape, array.tobytes()
@@ -105,14 +113,15 @@ class GraphBuilder:
         place = self.append(array)
         return self.placed(name, place, dtype, shape)
 
-    def append(self, array: NDArray[Any]) -> tuple[int, int]:
-        """Append bytes to the external data; returns offset and length."""
-        array = np.ascontiguousarray(array)
-        alignment = _PAGE if array.nbytes >= 1 << 20 else _LINE
+    def append(self, *arrays: NDArray[Any]) -> tuple[int, int]:
+        """Append the bytes of arrays, one behind the other, to the external data; returns offset and length."""
+        length = sum(array.nbytes for array in arrays)
+        alignment = _PAGE if length >= 1 << 20 else _LINE
         self._data.write(b"\0" * (-self._data.tell() % alignment))
         offset = self._data.tell()
-        self._data.write(array.data)
-        return offset, array.nbytes
+        for array in arrays:
+            self._data.write(np.ascontiguousarray(array).data)
+        return offset, length
 
     def placed(self, name: str, place: tuple[int, int], dtype: ir.DataType, shape: Sequence[int]) -> ir.Value:
         """An initializer over bytes that were appended before; several may share them in different shapes."""
@@ -124,6 +133,11 @@ class GraphBuilder:
     def replace(self, old: ir.Node, new: ir.Node) -> None:
         """Put new where old stands. The caller moves the uses of its outputs."""
         self._nodes[self._nodes.index(old)] = new
+
+    def move_to_end(self, node: ir.Node) -> None:
+        """Let node run after what was appended since. Nothing appended so far may read its outputs."""
+        self._nodes.remove(node)
+        self._nodes.append(node)
 
     def save(
         self, name: str, inputs: Sequence[ir.Value], outputs: dict[str, tuple[ir.Value, Sequence[int | str]]]

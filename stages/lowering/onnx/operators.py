@@ -11,7 +11,7 @@ from torch.fx import Node
 
 from pipelines.errors import LoweringError
 from stages.lowering.graph import Weight, register, source_line
-from stages.lowering.onnx import weights
+from stages.lowering.onnx import linears, weights
 from stages.lowering.onnx.builder import GraphBuilder
 
 lowers = partial(register, "onnx")
@@ -76,7 +76,7 @@ def conv2d(
 
 @lowers("aten.linear.default")
 def linear(graph: GraphBuilder, node: Node, x: ir.Value, weight: Weight, bias: Weight | None = None) -> ir.Value:
-    return weights.linear(graph, x, weight, graph.tensor(bias) if bias else None)
+    return linears.linear(graph, node, x, weight, bias)
 
 
 @lowers("aten.embedding.default")

@@ -11,6 +11,7 @@ larger, its scale is repeated when the model is loaded, so that the file holds i
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -38,24 +39,30 @@ def dense(graph: GraphBuilder, weight: Weight) -> ir.Value:
     return graph.shared[key]
 
 
-def linear(graph: GraphBuilder, x: ir.Value, weight: Weight, bias: ir.Value | None) -> ir.Value:
-    """x (..., in) times the weight (out, in) transposed, plus bias (out,)."""
-    form = _format(graph, weight.name)
-    if form.format == "float":
-        transposed = graph.op("Transpose", dense(graph, weight), perm=[1, 0])
+def linear(graph: GraphBuilder, x: ir.Value, matrices: Sequence[Weight], offsets: Sequence[ir.Value]) -> ir.Value:
+    """x (..., in) times the weights (out, in), laid one behind the other and transposed, plus the biases (out,).
+
+    Several weights need codes of one format.
+    """
+    names = tuple(weight.name for weight in matrices)
+    forms = [_format(graph, name) for name in names]
+    bias = graph.op("Concat", *offsets, axis=0) if len(offsets) > 1 else next(iter(offsets), None)
+    if forms[0].format == "float":
+        transposed = graph.op("Transpose", dense(graph, matrices[0]), perm=[1, 0])
         product = graph.op("MatMul", x, transposed)
         return product if bias is None else graph.op("Add", product, bias)
-    blocks = _blocks(graph, weight.name, form)
+    blocks = _blocks(graph, names)
+    form, rows = forms[0], sum(form.rows for form in forms)
     return graph.op(
         "MatMulNBits",
         x,
-        blocks.codes((form.rows, blocks.count, blocks.size * form.bits // 8)),
+        blocks.codes((rows, blocks.count, blocks.size * form.bits // 8)),
         blocks.scales,
         blocks.zero_points,
         *([None, bias] if bias is not None else []),
         domain=MICROSOFT,
         K=form.columns,
-        N=form.rows,
+        N=rows,
         bits=form.bits,
         block_size=blocks.size,
         accuracy_level=graph.accuracy_level,
@@ -68,7 +75,7 @@ def embedding(graph: GraphBuilder, indices: ir.Value, weight: Weight) -> ir.Valu
     if form.format == "float":
         rows = graph.op("Gather", _float(graph, weight.name), indices, axis=0)
         return _cast(graph, rows)
-    blocks = _blocks(graph, weight.name, form)
+    blocks = _blocks(graph, (weight.name,))
     rows = graph.op(
         "GatherBlockQuantized",
         blocks.codes((form.rows, blocks.count * blocks.size * form.bits // 8)),
@@ -99,43 +106,54 @@ def supported_formats() -> tuple[str, ...]:
 
 
 class _Blocks:
-    """An affine weight in the blocks of MatMulNBits and GatherBlockQuantized; both read the same bytes."""
+    """Affine weights of one format in the blocks of MatMulNBits and GatherBlockQuantized; both read the same bytes."""
 
-    def __init__(self, graph: GraphBuilder, name: str, form: TensorFormat, size: int):
-        self.graph, self.name, self.form, self.size = graph, name, form, size
-        self.count = math.ceil(form.columns / size)
-        self.place = graph.append(pack_bits(self._padded(graph.store.codes(name)), form.bits))
+    def __init__(self, graph: GraphBuilder, names: Sequence[str], size: int):
+        self.graph, self.names, self.size = graph, names, size
+        self.form = graph.store.format(names[0])
+        self.rows = sum(graph.store.format(name).rows for name in names)
+        self.count = math.ceil(self.form.columns / size)
+        self.label = "+".join(names)
+        self.place = graph.append(*(self._packed(name) for name in names))
         self.scales = self._repeated_scales()
-        self.zero_points = None if form.symmetric else self._zero_points()
+        self.zero_points = None if self.form.symmetric else self._zero_points()
         self.views: dict[tuple[int, ...], ir.Value] = {}
 
     def codes(self, shape: tuple[int, ...]) -> ir.Value:
         if shape not in self.views:
-            name = f"{self.name}.codes" + (f".{len(self.views)}" if self.views else "")
+            name = f"{self.label}.codes" + (f".{len(self.views)}" if self.views else "")
             self.views[shape] = self.graph.placed(name, self.place, ir.DataType.UINT8, shape)
         return self.views[shape]
 
-    def _padded(self, codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def _packed(self, name: str) -> NDArray[np.uint8]:
         missing = self.count * self.size - self.form.columns
-        return np.pad(codes, ((0, 0), (0, missing))) if missing else codes
+        if not missing:
+            return self.graph.store.packed_codes(name)
+        return pack_bits(np.pad(self.graph.store.codes(name), ((0, 0), (0, missing))), self.form.bits)
 
     def _repeated_scales(self) -> ir.Value:
-        rows, groups, repeats = self.form.rows, self.form.groups, self.count // self.form.groups
-        scales = self.graph.store.scales(self.name)
-        value = _cast(self.graph, self.graph.stored(f"{self.name}.scales", scales, ir.DataType.FLOAT16, scales.shape))
+        groups, repeats = self.form.groups, self.count // self.form.groups
+        place = self.graph.append(*(self.graph.store.scales(name) for name in self.names))
+        scales = self.graph.placed(f"{self.label}.scales", place, ir.DataType.FLOAT16, (self.rows, groups))
+        value = _cast(self.graph, scales)
         if repeats == 1:
             return value
         value = self.graph.op("Unsqueeze", value, self.graph.constant([2], np.int64))
-        value = self.graph.op("Expand", value, self.graph.constant([rows, groups, repeats], np.int64))
-        return self.graph.op("Reshape", value, self.graph.constant([rows, self.count], np.int64))
+        value = self.graph.op("Expand", value, self.graph.constant([self.rows, groups, repeats], np.int64))
+        return self.graph.op("Reshape", value, self.graph.constant([self.rows, self.count], np.int64))
 
     def _zero_points(self) -> ir.Value:
         """Packed row by row; each row starts a byte."""
-        points = self.graph.store.zero_points(self.name).repeat(self.count // self.form.groups, axis=1)
-        a_byte = 8 // self.form.bits
-        points = np.pad(points, ((0, 0), (0, -self.count % a_byte)))
-        packed = pack_bits(points, self.form.bits).reshape(self.form.rows, -1)
-        return self.graph.stored(f"{self.name}.zero_points", packed, ir.DataType.UINT8, packed.shape)
+        packed = [self._packed_points(name) for name in self.names]
+        shape = (self.rows, packed[0].shape[1])
+        return self.graph.placed(
+            f"{self.label}.zero_points", self.graph.append(*packed), ir.DataType.UINT8, shape
+        )
+
+    def _packed_points(self, name: str) -> NDArray[np.uint8]:
+        points = self.graph.store.zero_points(name).repeat(self.count // self.form.groups, axis=1)
+        points = np.pad(points, ((0, 0), (0, -self.count % (8 // self.form.bits))))
+        return pack_bits(points, self.form.bits).reshape(len(points), -1)
 
 
 def _format(graph: GraphBuilder, name: str) -> TensorFormat:
@@ -154,16 +172,17 @@ def _check_format(name: str, form: TensorFormat) -> None:
     )
 
 
-def _blocks(graph: GraphBuilder, name: str, form: TensorFormat) -> _Blocks:
-    key = ("blocks", name)
+def _blocks(graph: GraphBuilder, names: tuple[str, ...]) -> _Blocks:
+    key = ("blocks", names)
     if key not in graph.shared:
+        form = _format(graph, names[0])
         size = block_size(form.columns, form.group_size)
         if size is None:
             raise LoweringError(
-                f"weight '{name}' has groups of {form.group_size}, which ONNX Runtime cannot hold",
+                f"weight '{names[0]}' has groups of {form.group_size}, which ONNX Runtime cannot hold",
                 hint="Choose quantize.group_size as a multiple of 16 (32 is usual), or one group a row.",
             )
-        graph.shared[key] = _Blocks(graph, name, form, size)
+        graph.shared[key] = _Blocks(graph, names, size)
     return graph.shared[key]
 
 
