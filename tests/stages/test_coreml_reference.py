@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from stages.runtimes.coreml_reference import MLProgram, ProgramError
-from stages.runtimes.coreml_reference.package import unpack
+from stages.runtimes.coreml_reference.weights import unpack
 
 PROJECT = Path(__file__).parents[2]
 IMAGE = (1, 3, 24, 24)

@@ -13,6 +13,17 @@ It checks conversion and compression. It does not imitate the arithmetic of any 
 from stages.runtimes.coreml_reference.operators import OPERATORS, Call, Kernel, operator
 from stages.runtimes.coreml_reference.package import ProgramError
 from stages.runtimes.coreml_reference.program import Function, MLProgram, State
-from stages.runtimes.coreml_reference.session import CoreMLSession
+from stages.runtimes.coreml_reference.session import CoreMLGraph, CoreMLSession
 
-__all__ = ["OPERATORS", "Call", "CoreMLSession", "Function", "Kernel", "MLProgram", "ProgramError", "State", "operator"]
+__all__ = [
+    "OPERATORS",
+    "Call",
+    "CoreMLGraph",
+    "CoreMLSession",
+    "Function",
+    "Kernel",
+    "MLProgram",
+    "ProgramError",
+    "State",
+    "operator",
+]

@@ -1,12 +1,10 @@
 """Compressed constants: what each constexpr operation stands for, as a dense tensor (MIL's iOS 16 and iOS 18 forms)."""
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-
-from stages.runtimes.coreml_reference.package import unpack
 
 _FLOATS = {"fp16": torch.float16, "fp32": torch.float32}
 
@@ -14,9 +12,15 @@ _FLOATS = {"fp16": torch.float16, "fp32": torch.float32}
 def blockwise_shift_scale(data: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor | None = None) -> torch.Tensor:
     """scale * (data - offset), one scale and offset a block; block sizes are data.shape / scale.shape."""
     values = data.float()
+    blocks: list[int] = []
+    for wanted, found in zip(data.shape, scale.shape, strict=True):
+        blocks += [found, wanted // found]
+    spread = [size for found in scale.shape for size in (found, 1)]
+    blocked = (values if values is not data else values.clone()).reshape(blocks)
     if offset is not None:
-        values = values - _expanded(offset.float(), data.shape)
-    return (values * _expanded(scale.float(), data.shape)).to(scale.dtype)
+        blocked -= offset.float().reshape(spread)
+    blocked *= scale.float().reshape(spread)
+    return blocked.reshape(data.shape).to(scale.dtype)
 
 
 def affine_dequantize(
@@ -29,29 +33,23 @@ def affine_dequantize(
     return ((quantized_data.float() - zero) * factor).to(scale.dtype)
 
 
-def lut_to_dense(
-    indices: torch.Tensor,
-    lut: torch.Tensor,
-    vector_axis: torch.Tensor | None = None,
-    shape: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Palettes: lut (groups along each axis of indices, entries, vector size). With `shape`, iOS 16's packed form."""
-    if shape is not None:
-        return lut[_unpacked(indices, shape, int(math.log2(lut.numel())))]
+def lut_to_dense(indices: torch.Tensor, lut: torch.Tensor, vector_axis: torch.Tensor | None = None) -> torch.Tensor:
+    """Palettes: lut (groups along each axis of indices, entries, vector size)."""
     entries, size = lut.shape[-2:]
     tables = lut.reshape(-1, entries, size)
-    numbers = torch.arange(len(tables)).reshape(lut.shape[:-2])
-    table = _expanded(numbers, indices.shape)
+    if len(tables) == 1 and size == 1:
+        return tables.reshape(-1)[indices.int()]
+    table = _expanded(torch.arange(len(tables), dtype=torch.int32).reshape(lut.shape[:-2]), indices.shape)
     if size == 1:
-        return tables.reshape(-1)[table * entries + indices.long()]
+        return tables.reshape(-1)[table * entries + indices.int()]
     axis = int(vector_axis) % indices.dim() if vector_axis is not None else indices.dim() - 1
-    vectors = tables[table, indices.long()].movedim(-1, axis + 1)
+    vectors = tables[table.long(), indices.long()].movedim(-1, axis + 1)
     return vectors.flatten(axis, axis + 1)
 
 
-def sparse_to_dense(nonzero_data: torch.Tensor, mask: torch.Tensor, shape: torch.Tensor | None = None) -> torch.Tensor:
-    """Values where the mask's bits are set, in order; zero elsewhere. With `shape`, iOS 16's packed mask."""
-    where = (mask if shape is None else _unpacked(mask, shape, 1)).bool()
+def sparse_to_dense(nonzero_data: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Values where the mask's bits are set, in order; zero elsewhere."""
+    where = mask.bool()
     dense = torch.zeros(where.shape, dtype=nonzero_data.dtype)
     dense[where] = nonzero_data.reshape(-1)
     return dense
@@ -95,17 +93,34 @@ CONSTEXPR: dict[str, Callable[..., Any]] = {
 }
 
 
+@dataclass(frozen=True)
+class ByRows:
+    """How to compute some rows of a result: those rows of `operand`, and the rows of `along` that belong to them."""
+
+    operand: str
+    along: tuple[str, ...] = ()
+    possible: Callable[[Mapping[str, Any]], bool] = lambda arguments: True
+
+
+def _vectors_keep_rows(arguments: Mapping[str, Any]) -> bool:
+    axis, indices = arguments.get("vector_axis"), arguments["indices"]
+    last = len(indices.shape) - 1
+    return arguments["lut"].shape[-1] == 1 or (last if axis is None else int(axis) % (last + 1)) > 0
+
+
+ROWS = {
+    "constexpr_blockwise_shift_scale": ByRows("data", ("scale", "offset")),
+    "constexpr_affine_dequantize": ByRows(
+        "quantized_data", ("scale", "zero_point"), lambda arguments: int(arguments["axis"]) == 0
+    ),
+    "constexpr_lut_to_dense": ByRows("indices", ("lut",), _vectors_keep_rows),
+    "constexpr_cast": ByRows("source_val"),
+}
+
+
 def _expanded(blocks: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     """Repeat each element of blocks over its block, up to shape; axes without blocks stay 1 and broadcast."""
     for axis, (found, wanted) in enumerate(zip(blocks.shape, shape, strict=True)):
         if 1 < found < wanted:
             blocks = blocks.repeat_interleave(wanted // found, axis)
     return blocks
-
-
-def _unpacked(packed: torch.Tensor, shape: torch.Tensor, bits: int) -> torch.Tensor:
-    sizes = [int(size) for size in shape]
-    raw = packed.reshape(-1).numpy()
-    if bits == 8:
-        return torch.from_numpy(raw).long().reshape(sizes)
-    return torch.from_numpy(unpack(raw, math.prod(sizes), bits, False)).long().reshape(sizes)

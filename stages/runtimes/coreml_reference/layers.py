@@ -8,11 +8,25 @@ from torch.nn import functional as F
 
 from stages.runtimes.coreml_reference.operators import Call, Kernel, operator
 from stages.runtimes.coreml_reference.package import ProgramError
+from stages.runtimes.coreml_reference.weights import Weight
+
+_VALUES_AT_A_TIME = 1 << 20  # of a packed weight
 
 
 @operator("linear")
 def linear(call: Call) -> Kernel:
-    return Kernel(F.linear, ("x", "weight", *call.given("bias")), wide=True)
+    operands = ("x", "weight", *call.given("bias"))
+    return Kernel(F.linear, operands, wide=True, packed=_linear_by_rows, packed_at=1, packed_late=True)
+
+
+def _linear_by_rows(x: torch.Tensor, weight: Weight, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """As F.linear, with some output channels at a time."""
+    step = max(_VALUES_AT_A_TIME // weight.shape[1], 1)
+    parts = []
+    for start in range(0, weight.shape[0], step):
+        rows = weight.rows(slice(start, start + step)).float()
+        parts.append(F.linear(x, rows, None if bias is None else bias[start : start + step]))
+    return torch.cat(parts, -1)
 
 
 @operator("matmul")

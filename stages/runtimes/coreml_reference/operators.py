@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from stages.runtimes.coreml_reference.package import ProgramError
+from stages.runtimes.coreml_reference.weights import whole
 
 Array = Callable[..., Any]
 _REQUIRED = object()
@@ -38,6 +39,8 @@ class Kernel:
 
     wide: computed in float32 and rounded once, at the end; otherwise in the declared type, where torch rounds once too.
     view: the result may share memory with the first operand. in_place: the same function, changing its first operand.
+    packed: the same function, given a Weight (weights.py) for the operand number `packed_at`, which it takes apart; used
+    for large constants: always, or, where `packed_late`, only where there is no memory to keep them dense.
     """
 
     function: Array
@@ -45,6 +48,9 @@ class Kernel:
     wide: bool = False
     view: bool = False
     in_place: Array | None = None
+    packed: Array | None = None
+    packed_at: int = 0
+    packed_late: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,10 +62,15 @@ class Call:
     names: frozenset[str]
     constants: dict[str, Any]
     ranks: dict[str, int]
+    dtypes: dict[str, torch.dtype]
     float16: torch.dtype
 
     def has(self, argument: str) -> bool:
         return argument in self.names
+
+    def dtype(self, argument: str) -> torch.dtype:
+        """The dtype in which the executor holds an argument."""
+        return self.dtypes[argument]
 
     def given(self, *arguments: str) -> tuple[str, ...]:
         """Those of the arguments that the call has."""
@@ -75,6 +86,7 @@ class Call:
                 hint="The reference executor supports this operator with that argument fixed.",
             )
         value = self.constants[argument]
+        value = whole(value)
         return value.tolist() if isinstance(value, torch.Tensor) else value
 
 

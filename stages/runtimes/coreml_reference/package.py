@@ -14,28 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from pipelines.errors import StageError
+from stages.runtimes.coreml_reference.weights import Stored, tensor_from
 
 _RECORD = struct.Struct("<IIQQ")  # sentinel, type, bytes, offset of the bytes
 _SENTINEL = 0xDEADBEEF
-_NUMPY = {
-    "FLOAT16": np.float16,
-    "FLOAT32": np.float32,
-    "FLOAT64": np.float64,
-    "INT8": np.int8,
-    "INT16": np.int16,
-    "INT32": np.int32,
-    "INT64": np.int64,
-    "UINT8": np.uint8,
-    "UINT16": np.uint16,
-    "UINT32": np.uint32,
-    "BOOL": np.bool_,
-}
-_PACKED = {"INT4": (4, True), **{f"UINT{bits}": (bits, False) for bits in (1, 2, 3, 4, 6)}}
-_UNPACK_CHUNK = 1 << 18  # groups of eight codes unpacked at a time
 
 
 class ProgramError(StageError):
@@ -65,6 +50,14 @@ def model_format() -> Any:
 def type_names() -> dict[int, str]:
     program = importlib.import_module("coreml_model_format.MIL_pb2")
     return {number: name for name, number in program.DataType.items()}
+
+
+def shape_of(kind: Any) -> tuple[int, ...]:
+    """The shape in a TensorType proto; -1 is any size."""
+    return tuple(
+        dimension.constant.size if dimension.WhichOneof("dimension") == "constant" else -1
+        for dimension in kind.dimensions
+    )
 
 
 class Package:
@@ -98,10 +91,10 @@ class Package:
         return self.path / "Data" / relative
 
     def value(self, value: Any) -> Any:
-        """A Value proto as a tensor, a string, or a list of strings. Codes of less than 8 bits come one a byte."""
+        """A Value proto: what lies in weight.bin as Stored, else a tensor, a string, or a list of strings."""
         if value.WhichOneof("value") == "blobFileValue":
             blob = value.blobFileValue
-            return self._tensor(value.type.tensorType, self._record(blob.fileName, blob.offset))
+            return self._made(Stored, self._record(blob.fileName, blob.offset), value.type.tensorType)
         immediate = value.immediateValue
         if immediate.WhichOneof("value") == "list":
             return [self.value(item) for item in immediate.list.values]
@@ -109,57 +102,24 @@ class Package:
         if kind == "strings":
             strings = list(immediate.tensor.strings.values)
             return strings[0] if len(strings) == 1 else strings
-        values = getattr(immediate.tensor, kind).values
-        return self._tensor(value.type.tensorType, values if kind == "bytes" else list(values))
+        values = getattr(immediate.tensor, kind).values if kind else []
+        return self._made(tensor_from, values if kind == "bytes" else list(values), value.type.tensorType)
 
-    def _tensor(self, kind: Any, values: Any) -> torch.Tensor:
-        shape = tuple(dimension.constant.size for dimension in kind.dimensions)
-        count = int(np.prod(shape, dtype=np.int64))
-        name = type_names()[kind.dataType]
-        array: NDArray[Any]
-        if isinstance(values, list):
-            array = np.array(values, _NUMPY[name])
-        elif name in _PACKED:
-            array = unpack(np.frombuffer(values, np.uint8), count, *_PACKED[name])
-        else:
-            array = np.frombuffer(values, _NUMPY[name])
-        if array.size != count:
-            raise ProgramError(f"{self.path}: a {name} of shape {shape} has {array.size} values")
-        wide = {np.uint16: np.int32, np.uint32: np.int64}.get(array.dtype.type, array.dtype)
-        return torch.from_numpy(np.array(array, dtype=wide).reshape(shape))  # a copy: the mapped file is read-only
+    def _made(self, make: Any, values: Any, kind: Any) -> Any:
+        try:
+            return make(values, shape_of(kind), type_names()[kind.dataType])
+        except (ValueError, KeyError) as cause:
+            raise ProgramError(f"{self.path}: {cause}") from cause
 
     def _record(self, name: str, offset: int) -> NDArray[np.uint8]:
         if name not in self._files:
             path = Path(name.replace("@model_path", str(self._weights)))
             if not path.is_file():
                 raise ProgramError(f"{path} is missing")
-            self._files[name] = np.memmap(path, np.uint8, "r")
+            self._files[name] = np.memmap(path, np.uint8, "c")  # as "r", but torch takes it
         file = self._files[name]
         header = file[offset : offset + _RECORD.size].tobytes()
         sentinel, _, size, start = _RECORD.unpack(header) if len(header) == _RECORD.size else (0, 0, 0, 0)
         if sentinel != _SENTINEL or start + size > len(file):
             raise ProgramError(f"{self.path}: weight.bin is damaged or cut short at byte {offset}")
         return file[start : start + size]
-
-
-def unpack(packed: NDArray[np.uint8], count: int, bits: int, signed: bool) -> NDArray[Any]:
-    """The first `count` codes of `bits` bits (1, 2, 3, 4 or 6), little end first; int8 if signed, else uint8.
-
-    Eight codes fill `bits` bytes exactly, so that each such group is one integer, and its codes are shifts of it.
-    """
-    groups = -(-count // 8)
-    padded = np.zeros(groups * bits, np.uint8)
-    padded[: min(packed.size, padded.size)] = packed[: padded.size]
-    codes = np.empty((groups, 8), np.uint8)
-    for start in range(0, groups, _UNPACK_CHUNK):
-        stop = min(start + _UNPACK_CHUNK, groups)
-        octets = np.zeros((stop - start, 8), np.uint8)
-        octets[:, :bits] = padded[start * bits : stop * bits].reshape(-1, bits)
-        words = octets.view("<u8")
-        shifts = np.arange(8, dtype=np.uint64) * np.uint64(bits)
-        codes[start:stop] = (words >> shifts) & np.uint64((1 << bits) - 1)
-    flat = codes.reshape(-1)[:count]
-    if not signed:
-        return flat
-    sign = np.uint8(1 << (bits - 1))
-    return ((flat ^ sign) - sign).view(np.int8)

@@ -6,7 +6,7 @@ constants folded. Arithmetic is float16 as the program declares it: each operati
 and sums accumulate in float32, whose copies of constant weights are made once.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipelines.errors import nearest
-from stages.runtimes.coreml_reference.constexpr import CONSTEXPR
+from stages.runtimes.coreml_reference.constants import Constants
 from stages.runtimes.coreml_reference.package import Package, ProgramError
 from stages.runtimes.coreml_reference.states import plan_states
 from stages.runtimes.coreml_reference.steps import compile_steps
@@ -32,11 +32,11 @@ class MLProgram:
     Raises ProgramError for a package that is damaged or holds no ML program.
     """
 
-    def __init__(self, path: Path | str, *, precision: str = "float16"):
+    def __init__(self, path: Path | str, *, precision: str = "float16", memory_mib: int = 2000):
         if precision not in PRECISIONS:
             raise ProgramError(f"precision is '{precision}'; expected {' or '.join(PRECISIONS)}")
         self.package = Package(Path(path))
-        self.constants = Constants(self.package, PRECISIONS[precision])
+        self.constants = Constants(self.package, PRECISIONS[precision], memory_mib)
         self._functions: dict[str, Function] = {}
 
     @property
@@ -117,64 +117,3 @@ class Function:
 
     def _misfit(self, what: str) -> ProgramError:
         return ProgramError(f"function '{self.name}' {what}", hint=f"Inputs: {', '.join(self.inputs)}.")
-
-
-class Constants:
-    """The constants of a package, shared by its functions: read, made dense and widened once."""
-
-    def __init__(self, package: Package, float16: torch.dtype):
-        self.float16 = float16
-        self._package = package
-        self._known: dict[Any, Any] = {}
-
-    def value(self, value: Any) -> Any:
-        """A Value proto; what lies in weight.bin is read once."""
-        if value.WhichOneof("value") != "blobFileValue":
-            return self._native(self._package.value(value))
-        blob = value.blobFileValue
-        return self._once((blob.fileName, blob.offset), lambda: self._native(self._package.value(value)))
-
-    def constexpr(self, operation: Any, constants: Mapping[str, Any]) -> tuple[Any, ...]:
-        """The dense outputs of a constexpr operation."""
-        if operation.type not in CONSTEXPR:
-            raise ProgramError(
-                f"{self._package.path} uses '{operation.type}', which the reference executor does not know",
-                hint=f"{nearest(operation.type, CONSTEXPR)} It knows {', '.join(sorted(CONSTEXPR))}.",
-            )
-        arguments: dict[str, Any] = {}
-        parts: list[Any] = [operation.type]
-        for name in sorted(operation.inputs):
-            binding = operation.inputs[name].arguments[0]
-            if binding.WhichOneof("binding") == "name":
-                arguments[name] = constants[binding.name]
-                parts.append((name, id(arguments[name])))
-            else:
-                arguments[name] = self._package.value(binding.value)
-                parts.append((name, binding.value.SerializeToString(deterministic=True)))
-        for name in sorted(operation.attributes):  # iOS 16 keeps the operands among the attributes
-            if name != "name":
-                arguments[name] = self._package.value(operation.attributes[name])
-                parts.append((name, operation.attributes[name].SerializeToString(deterministic=True)))
-
-        def decompress() -> tuple[dict[str, Any], tuple[Any, ...]]:
-            dense = CONSTEXPR[operation.type](**arguments)
-            return arguments, tuple(map(self._native, dense if isinstance(dense, tuple) else (dense,)))
-
-        # The arguments are kept: where one is freed, the next tensor may have its id, and would pass for it.
-        held: tuple[dict[str, Any], tuple[Any, ...]] = self._once(tuple(parts), decompress)
-        return held[1]
-
-    def wide(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The constant in float32."""
-        if tensor.dtype != torch.float16:
-            return tensor
-        found: tuple[Any, torch.Tensor] = self._once(("wide", id(tensor)), lambda: (tensor, tensor.float()))
-        return found[1]
-
-    def _native(self, value: Any) -> Any:
-        return value.to(self.float16) if isinstance(value, torch.Tensor) and value.dtype == torch.float16 else value
-
-    def _once(self, key: Any, make: Callable[[], Any]) -> Any:
-        if key not in self._known:
-            self._known[key] = make()
-        return self._known[key]

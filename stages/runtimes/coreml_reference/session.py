@@ -1,7 +1,7 @@
 """A vision-language model in Core ML packages, behind the interface that validation uses for every runtime."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,17 @@ if TYPE_CHECKING:
     from stages.artifacts import DeviceModel
 
 
+class CoreMLGraph:
+    """main.mlpackage of a DeviceModel, a user's module. Raises ProgramError for a package that cannot be read."""
+
+    def __init__(self, model: "DeviceModel", *, precision: str = "float16"):
+        self._program = MLProgram(model.path / model.description()["files"]["main"], precision=precision)
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """name -> array of each input; returns the same of each output."""
+        return self._program.predict(inputs)
+
+
 class CoreMLSession:
     """encoder.mlpackage and decoder.mlpackage of a DeviceModel; a VisionLanguageSession (stages/runtimes/session.py).
 
@@ -21,17 +32,18 @@ class CoreMLSession:
 
     def __init__(self, model: "DeviceModel", *, precision: str = "float16"):
         self.description = model.description()
-        encoder, decoder = (
-            MLProgram(model.path / self.description["files"][part], precision=precision)
-            for part in ("encoder", "decoder")
-        )
-        self._encoder = encoder.function()
-        self._prefill, self._decode = decoder.function("prefill"), decoder.function("decode")
+        parts = {
+            part: MLProgram(model.path / name, precision=precision) for part, name in self.description["files"].items()
+        }
+        self._encoder = parts["encoder"].function() if "encoder" in parts else None
+        self._prefill, self._decode = parts["decoder"].function("prefill"), parts["decoder"].function("decode")
         self._context = int(self.description["context"])
         self.chunk: int | None = int(self.description["prefill_chunk"])
 
     def encode(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-        """pixels (1, 3, S, S), normalised -> visual tokens (T, D)."""
+        """pixels (1, 3, S, S), normalised -> visual tokens (T, D). Raises StageError where the model has no tower."""
+        if self._encoder is None:
+            raise StageError("the model takes no image", hint="It is a language model without a tower.")
         features: NDArray[np.float32] = self._encoder.predict({"image": pixels})["features"][0].astype(np.float32)
         return features
 
@@ -72,12 +84,11 @@ class CoreMLSession:
         cache: State,
     ) -> NDArray[np.float32]:
         padded_ids = np.zeros((1, rows), np.int32)
-        padded_features = np.zeros((1, rows, features.shape[1]), np.float32)
-        padded_ids[0, : len(ids)], padded_features[0, : len(ids)] = ids, features
-        inputs = {
-            "input_ids": padded_ids,
-            "image_features": padded_features,
-            "position": np.array([position], np.int32),
-        }
+        padded_ids[0, : len(ids)] = ids
+        inputs: dict[str, NDArray[Any]] = {"input_ids": padded_ids, "position": np.array([position], np.int32)}
+        if "image_features" in function.inputs:
+            padded_features = np.zeros((1, rows, features.shape[1]), np.float32)
+            padded_features[0, : len(ids)] = features
+            inputs["image_features"] = padded_features
         logits: NDArray[np.float32] = function.predict(inputs, cache)["logits"][0, : len(ids)].astype(np.float32)
         return logits

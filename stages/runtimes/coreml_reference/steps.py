@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from stages.runtimes.coreml_reference.operators import Array
-from stages.runtimes.coreml_reference.translate import Operation, Signature, Translation, rounded
+from stages.runtimes.coreml_reference.translate import Operation, Signature, Translation
+from stages.runtimes.coreml_reference.weights import Weight
 
 if TYPE_CHECKING:
-    from stages.runtimes.coreml_reference.program import Constants
+    from stages.runtimes.coreml_reference.constants import Constants
 
 Registers = list[Any]
 Step = Callable[[Registers], None]
@@ -40,34 +41,102 @@ class Compiled:
 
 def compile_steps(program: Translation, constants: "Constants") -> Compiled:
     """Lay the program's values out in registers, and turn its operations into steps."""
-    slots: dict[str, int] = {}
-    template: Registers = []
-
-    def slot(name: str, value: Any = None) -> int:
-        if name not in slots:
-            slots[name] = len(template)
-            template.append(value)
-        return slots[name]
-
-    def source_slot(operation: Operation, name: str) -> int:
-        if name not in program.constants:
-            return slots[name]
-        value = program.constants[name]
-        widened = constants.wide(value) if operation.kernel.wide else value
-        return slot(name, value) if widened is value else slot(f"{name}, float32", widened)
-
-    for name in [*program.inputs, *program.states]:
-        slot(name)
+    layout = _Layout(program, constants)
     dying = _dying(program)
-    steps = []
     for index, operation in enumerate(program.operations):
         if not operation.skip:
-            sources = [source_slot(operation, name) for name in operation.sources]
-            steps.append(_step(_function(operation, program), sources, [slot(name) for name in operation.sinks]))
+            layout.add(operation)
         if dying[index]:
-            steps.append(_release([slots[name] for name in dying[index]]))
-    outputs = {name: slot(name, program.constants.get(name)) for name in program.outputs}
-    return Compiled(program.inputs, program.states, outputs, slots, template, steps)
+            layout.release(dying[index])
+    outputs = {name: layout.slot(name, program.constants.get(name)) for name in program.outputs}
+    return Compiled(program.inputs, program.states, outputs, layout.slots, layout.template, layout.steps)
+
+
+class _Layout:
+    """Registers and steps as they grow. A float16 value that wide kernels read has a second register, in float32."""
+
+    def __init__(self, program: Translation, constants: "Constants"):
+        self.slots: dict[str, int] = {}
+        self.template: Registers = []
+        self.steps: list[Step] = []
+        self._program, self._constants = program, constants
+        for name in [*program.inputs, *program.states]:
+            self.slot(name)
+
+    def slot(self, name: str, value: Any = None) -> int:
+        if name not in self.slots:
+            self.slots[name] = len(self.template)
+            self.template.append(value)
+        return self.slots[name]
+
+    def add(self, operation: Operation) -> None:
+        """Add the steps of an operation."""
+        function, unpacked = operation.kernel.function, {}
+        if operation.copies:
+            function = torch.clone
+        elif operation.in_place and operation.kernel.in_place is not None:
+            function = operation.kernel.in_place
+        sources = []
+        for place, name in enumerate(operation.sources):
+            weight = self._program.constants.get(name)
+            if not isinstance(weight, Weight):
+                sources.append(self._tensor_slot(name, operation.kernel.wide))
+                continue
+            dense = None if _taken_apart(operation, place, weight) else self._resident(weight, operation)
+            if dense is not None:
+                sources.append(self.slot(f"{name}, {dense.dtype}", dense))
+                continue
+            sources.append(self.slot(name, weight))
+            if operation.kernel.packed is not None and operation.kernel.packed_at == place and weight.by_rows:
+                function = operation.kernel.packed
+            else:
+                unpacked[place] = self._constants.dtype_of(weight, operation.kernel.wide)
+        if unpacked:
+            function = _unpacking(function, unpacked)
+        dtypes = [self._program.dtypes[name] for name in operation.sinks]
+        rounded_to = dtypes if operation.kernel.wide else []
+        self.steps.append(_step(function, sources, [self.slot(name) for name in operation.sinks], rounded_to))
+
+    def release(self, names: list[str]) -> None:
+        """Forget values after this step, so that their memory can be used again."""
+        forms = [form for name in names for form in (name, _wide(name)) if form in self.slots]
+        self.steps.append(_release([self.slots[form] for form in forms]))
+
+    def _tensor_slot(self, name: str, wide: bool) -> int:
+        if name in self._program.constants:
+            value = self._program.constants[name]
+            widened = self._constants.wide(value) if wide else value
+            return self.slot(name, value) if widened is value else self.slot(_wide(name), widened)
+        if not wide or self._program.dtypes.get(name) != torch.float16:
+            return self.slots[name]
+        if _wide(name) not in self.slots:
+            source, sink = self.slots[name], self.slot(_wide(name))
+            self.steps.append(_step(torch.Tensor.float, [source], [sink], []))
+        return self.slots[_wide(name)]
+
+    def _resident(self, weight: Weight, operation: Operation) -> torch.Tensor | None:
+        return self._constants.resident(weight, operation.kernel.wide)
+
+
+def _wide(name: str) -> str:
+    return f"{name}, float32"
+
+
+def _taken_apart(operation: Operation, place: int, weight: Weight) -> bool:
+    """Whether the kernel is given the weight itself though there may be memory for it dense."""
+    kernel = operation.kernel
+    return kernel.packed is not None and kernel.packed_at == place and not kernel.packed_late and weight.by_rows
+
+
+def _unpacking(function: Array, places: dict[int, torch.dtype]) -> Array:
+    """The function, with the weights at these places unpacked for each call."""
+
+    def run(*values: Any) -> Any:
+        return function(
+            *(value.dense(places[place]) if place in places else value for place, value in enumerate(values))
+        )
+
+    return run
 
 
 def _dying(program: Translation) -> list[list[str]]:
@@ -83,20 +152,18 @@ def _dying(program: Translation) -> list[list[str]]:
     return dying
 
 
-def _function(operation: Operation, program: Translation) -> Array:
-    kernel = operation.kernel
-    if operation.copies:
-        return lambda held: held.clone()
-    if operation.in_place and kernel.in_place is not None:
-        return kernel.in_place
-    halves = [name not in program.constants and program.dtypes[name] == torch.float16 for name in operation.sources]
-    dtype = program.dtypes[operation.sinks[0]] if operation.sinks else torch.float32
-    return rounded(kernel, halves, dtype)
-
-
-def _step(function: Array, sources: list[int], sinks: list[int]) -> Step:
+def _step(function: Array, sources: list[int], sinks: list[int], dtypes: list[torch.dtype]) -> Step:
+    """dtypes: of the results where they are to be rounded to them; empty: they have them."""
     if len(sinks) != 1:
-        return _step_to_many(function, sources, sinks)
+        return _step_to_many(function, sources, sinks, dtypes)
+    if dtypes and dtypes[0] == torch.float16:
+        return _rounding_step(function, sources, sinks[0])
+    if dtypes and dtypes[0] != torch.float32:
+        wide, dtype = function, dtypes[0]
+
+        def function(*values: Any) -> Any:
+            return wide(*values).to(dtype)
+
     (sink,) = sinks
     if len(sources) == 1:
         (only,) = sources
@@ -124,13 +191,36 @@ def _step(function: Array, sources: list[int], sinks: list[int]) -> Step:
     return step
 
 
-def _step_to_many(function: Array, sources: list[int], sinks: list[int]) -> Step:
+def _rounding_step(function: Array, sources: list[int], sink: int) -> Step:
+    if len(sources) == 1:
+        (only,) = sources
+
+        def step(registers: Registers) -> None:
+            registers[sink] = function(registers[only]).half()
+
+    elif len(sources) == 2:
+        first, second = sources
+
+        def step(registers: Registers) -> None:
+            registers[sink] = function(registers[first], registers[second]).half()
+
+    else:
+
+        def step(registers: Registers) -> None:
+            registers[sink] = function(*[registers[source] for source in sources]).half()
+
+    return step
+
+
+def _step_to_many(function: Array, sources: list[int], sinks: list[int], dtypes: list[torch.dtype]) -> Step:
     """For several results, as of split; for none, as of write_state."""
 
     def step(registers: Registers) -> None:
         results = function(*[registers[source] for source in sources])
         for sink, result in zip(sinks, results, strict=False):
             registers[sink] = result
+        for sink, dtype in zip(sinks, dtypes, strict=False):
+            registers[sink] = registers[sink].to(dtype)
 
     return step
 

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from stages.runtimes.coreml_reference.operators import Call, Kernel, operator
 from stages.runtimes.coreml_reference.package import ProgramError
+from stages.runtimes.coreml_reference.weights import Weight
 
 Index = tuple[Any, ...]
 
@@ -107,7 +108,12 @@ def gather(call: Call) -> Kernel:
     if call.static("batch_dims", 0):
         raise ProgramError(f"operation '{call.name}' (gather): batch_dims is not supported")
     before = (slice(None),) * axis
-    return Kernel(lambda x, indices: x[(*before, indices.long())], ("x", "indices"))
+
+    def rows(weight: Weight, indices: torch.Tensor) -> torch.Tensor:
+        numbers = indices.long().reshape(-1) % weight.shape[0]
+        return weight.rows(numbers).reshape(*indices.shape, *weight.shape[1:]).to(call.dtype("x"))
+
+    return Kernel(lambda x, indices: x[(*before, indices.long())], ("x", "indices"), packed=None if axis else rows)
 
 
 @operator("gather_along_axis")

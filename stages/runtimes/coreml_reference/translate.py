@@ -7,11 +7,11 @@ import torch
 
 from pipelines.errors import nearest
 from stages.runtimes.coreml_reference import layers, tensors  # noqa: F401  (their rules register themselves)
-from stages.runtimes.coreml_reference.operators import DTYPES, OPERATORS, Array, Call, Kernel
-from stages.runtimes.coreml_reference.package import Package, ProgramError, type_names
+from stages.runtimes.coreml_reference.operators import DTYPES, OPERATORS, Call, Kernel
+from stages.runtimes.coreml_reference.package import Package, ProgramError, shape_of, type_names
 
 if TYPE_CHECKING:
-    from stages.runtimes.coreml_reference.program import Constants
+    from stages.runtimes.coreml_reference.constants import Constants
 
 Signature = dict[str, tuple[tuple[int, ...], torch.dtype]]
 _STATE_OPERATORS = ("read_state", "write_state", "coreml_update_state")
@@ -36,13 +36,14 @@ class Operation:
 
 @dataclass
 class Translation:
-    """A function as operations. dtypes and ranks: of every value; float16 is the executor's own choice of dtype."""
+    """A function as operations. constants: by name, in the executor's dtypes; stored: in their own. dtypes and ranks: of every value; float16 is the executor's own choice of dtype."""
 
     inputs: Signature
     states: Signature
     outputs: list[str]
     operations: list[Operation] = field(default_factory=list)
     constants: dict[str, Any] = field(default_factory=dict)
+    stored: dict[str, Any] = field(default_factory=dict)
     dtypes: dict[str, torch.dtype] = field(default_factory=dict)
     ranks: dict[str, int] = field(default_factory=dict)
 
@@ -60,19 +61,13 @@ def translate(name: str, package: Package, constants: "Constants") -> Translatio
     return program
 
 
-def rounded(kernel: Kernel, halves: list[bool], dtype: torch.dtype) -> Array:
-    """The kernel on values as the program declares them: wide ones read float32 copies and round once, to `dtype`.
-
-    halves: which operands are float16 and no constants (of those, the float32 copies exist already).
-    """
-    function = kernel.function
-    if not kernel.wide:
-        return function
-    if halves[0] and not any(halves[1:]) and dtype == torch.float16:  # the usual case, spared what can be
-        return lambda first, *others: function(first.float(), *others).half()
-    return lambda *values: function(
-        *(value.float() if half else value for value, half in zip(values, halves, strict=True))
-    ).to(dtype)
+def evaluate(kernel: Kernel, values: list[Any], dtypes: list[torch.dtype]) -> list[Any]:
+    """The results, in dtypes, of a kernel on tensors of the declared types: a wide one reads float32 and rounds once."""
+    if kernel.wide:
+        values = [value.float() if value.dtype == torch.float16 else value for value in values]
+    results = kernel.function(*values)
+    results = [results] if isinstance(results, torch.Tensor) else list(results)
+    return [result.to(dtype) for result, dtype in zip(results, dtypes, strict=True)] if kernel.wide else results
 
 
 def _check_operators(package: Package, name: str, block: Any) -> None:
@@ -92,15 +87,8 @@ def _signature(function: Any, float16: torch.dtype) -> tuple[Signature, Signatur
     for feature in function.inputs:
         is_state = feature.type.WhichOneof("type") == "stateType"
         kind = feature.type.stateType.wrappedType if is_state else feature.type
-        (states if is_state else inputs)[feature.name] = (_shape(kind), _dtype(kind, float16))
+        (states if is_state else inputs)[feature.name] = (shape_of(kind.tensorType), _dtype(kind, float16))
     return inputs, states
-
-
-def _shape(kind: Any) -> tuple[int, ...]:
-    return tuple(
-        dimension.constant.size if dimension.WhichOneof("dimension") == "constant" else -1
-        for dimension in kind.tensorType.dimensions
-    )
 
 
 def _dtype(kind: Any, float16: torch.dtype) -> torch.dtype:
@@ -115,9 +103,10 @@ def _translate(operation: Any, program: Translation, constants: "Constants") -> 
         program.dtypes[output.name] = _dtype(output.type, constants.float16)
         program.ranks[output.name] = len(output.type.tensorType.dimensions)
     if operation.type == "const":
-        program.constants[sinks[0]] = constants.value(operation.attributes["val"])
+        _add_constant(program, constants, sinks[0], constants.value(operation.attributes["val"]))
     elif operation.type.startswith("constexpr_"):
-        program.constants.update(zip(sinks, constants.constexpr(operation, program.constants), strict=True))
+        for sink, value in zip(sinks, constants.constexpr(operation, program.stored), strict=True):
+            _add_constant(program, constants, sink, value)
     else:
         bindings = {
             argument: [_bound(binding, program, constants) for binding in operation.inputs[argument].arguments]
@@ -129,13 +118,20 @@ def _translate(operation: Any, program: Translation, constants: "Constants") -> 
             _translate_call(operation.type, bindings, sinks, program, constants)
 
 
+def _add_constant(program: Translation, constants: "Constants", name: str, value: Any) -> None:
+    program.stored[name], program.constants[name] = value, constants.native(value)
+
+
 def _bound(binding: Any, program: Translation, constants: "Constants") -> str:
     """The name of what an argument is bound to; a literal becomes a constant with a name of its own."""
     if binding.WhichOneof("binding") == "name":
         return str(binding.name)
     name = f"literal {len(program.constants)}"
-    program.constants[name] = value = constants.value(binding.value)
-    program.ranks[name] = value.dim() if isinstance(value, torch.Tensor) else 0
+    value = constants.value(binding.value)
+    _add_constant(program, constants, name, value)
+    if binding.value.type.WhichOneof("type") == "tensorType":
+        program.dtypes[name] = _dtype(binding.value.type, constants.float16)
+    program.ranks[name] = len(value.shape) if hasattr(value, "shape") else 0
     return name
 
 
@@ -163,15 +159,16 @@ def _translate_call(
         frozenset(bindings),
         {argument: program.constants[name] for argument, name in single.items() if name in program.constants},
         {argument: program.ranks[name] for argument, name in single.items() if name in program.ranks},
+        {argument: program.dtypes[name] for argument, name in single.items() if name in program.dtypes},
         constants.float16,
     )
     kernel = OPERATORS[kind](call)
     sources = [name for argument in kernel.operands for name in bindings[argument]]
-    if not all(source in program.constants for source in sources):
+    small = (isinstance(program.constants.get(source), torch.Tensor) for source in sources)
+    if not all(small):
         program.operations.append(Operation(kind, kernel, sources, sinks))
         return
     values = [program.constants[source] for source in sources]
-    halves = [value.dtype == torch.float16 for value in values]
     with torch.inference_mode():
-        results = rounded(kernel, halves, program.dtypes[sinks[0]])(*values)
-    program.constants.update(zip(sinks, results if len(sinks) > 1 else [results], strict=True))
+        results = evaluate(kernel, values, [program.dtypes[sink] for sink in sinks])
+    program.constants.update(zip(sinks, results, strict=True))
