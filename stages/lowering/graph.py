@@ -9,9 +9,10 @@ A target's table is open. From outside this package:
         return context.op("HardSwish", x)
 
 An emitter is called as `emitter(context, node, *arguments, **keywords)`. Arguments arrive resolved: what the emitters
-of earlier nodes returned for tensors, `Weight` for what the checkpoint holds, `Constant` for tensors that the model makes
-itself, plain Python values for the rest (a symbolic size stays a torch.SymInt). `node.meta["val"]` holds the result's shape and dtype. An operator with several results
-returns a sequence. What `context` offers is the target's own (see lowering/onnx and lowering/coreml).
+of earlier nodes returned for tensors, `Weight` for what the checkpoint holds, `Constant` for tensors that the model
+makes itself, plain Python values for the rest (a symbolic size stays a torch.SymInt). `node.meta["val"]` holds the
+result's shape and dtype. An operator with several results returns a sequence. What `context` offers is the target's own
+(see lowering/onnx and lowering/coreml).
 """
 
 import operator
@@ -97,6 +98,7 @@ def emit(program: ExportedProgram, target: str, context: Any, inputs: Mapping[st
     """Run the target's emitters over the program's nodes, in order; return what they gave for the program's outputs.
 
     inputs: for each user input, by its name in the graph (list items are name_0, name_1, ...), the target's value.
+    A context that has a method `call(node, emitter, arguments, keywords)` makes each call itself.
     Raises LoweringError for an operator without a lowering, before anything is emitted.
     """
     table = TABLES[target]
@@ -104,18 +106,23 @@ def emit(program: ExportedProgram, target: str, context: Any, inputs: Mapping[st
     emitters = {node: table.emitter(node) for node in calls}
     values: dict[Node, Any] = {}
 
+    def plainly(node: Node, emitter: Emitter, arguments: Any, keywords: Any) -> Any:
+        return emitter(context, node, *arguments, **keywords)
+
+    call: Callable[..., Any] = getattr(context, "call", plainly)
+
     def resolve(argument: Any) -> Any:
         return torch.fx.map_arg(argument, lambda node: values[node])
 
     for node in program.graph.nodes:
         if node.op == "placeholder":
-            values[node] = _placeholder(program, node, inputs)
+            values[node] = placeholder(program, node, inputs)
         elif node.op == "output":
             return list(resolve(node.args[0]))
         elif node.target is operator.getitem:
             values[node] = values[node.args[0]][node.args[1]]
         else:
-            values[node] = emitters[node](context, node, *resolve(node.args), **resolve(node.kwargs))
+            values[node] = call(node, emitters[node], resolve(node.args), resolve(node.kwargs))
     raise AssertionError("a graph without an output")
 
 
@@ -123,6 +130,22 @@ def user_inputs(program: ExportedProgram) -> dict[str, torch.Tensor]:
     """The graph's inputs in order, name -> a tensor that only has shape and dtype."""
     names = set(program.graph_signature.user_inputs)
     return {node.name: node.meta["val"] for node in program.graph.nodes if node.name in names}
+
+
+def placeholder(program: ExportedProgram, node: Node, inputs: Mapping[str, Any]) -> Any:
+    """What a graph's input node stands for: a Weight, a Constant, or that input. Raises LoweringError for all else."""
+    spec = next(spec for spec in program.graph_signature.input_specs if getattr(spec.arg, "name", None) == node.name)
+    target = str(spec.target)
+    if spec.kind in (InputKind.BUFFER, InputKind.CONSTANT_TENSOR) and target in program.constants:
+        return Constant(target, program.constants[target].detach().numpy())
+    if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
+        return Weight(target, tuple(node.meta["val"].shape))
+    if spec.kind == InputKind.USER_INPUT and node.name in inputs:
+        return inputs[node.name]
+    raise LoweringError(
+        f"the captured graph takes '{node.name}' ({spec.kind.name.lower()}), which no lowering can supply",
+        hint="Make it a parameter, a registered buffer, or an input of the model.",
+    )
 
 
 def operator_name(node: Node) -> str:
@@ -149,18 +172,3 @@ def _relative(file: str) -> str:
         if path.is_relative_to(root):
             return path.relative_to(root).as_posix()
     return path.name
-
-
-def _placeholder(program: ExportedProgram, node: Node, inputs: Mapping[str, Any]) -> Any:
-    spec = next(spec for spec in program.graph_signature.input_specs if getattr(spec.arg, "name", None) == node.name)
-    target = str(spec.target)
-    if spec.kind in (InputKind.BUFFER, InputKind.CONSTANT_TENSOR) and target in program.constants:
-        return Constant(target, program.constants[target].detach().numpy())
-    if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
-        return Weight(target, tuple(node.meta["val"].shape))
-    if spec.kind == InputKind.USER_INPUT and node.name in inputs:
-        return inputs[node.name]
-    raise LoweringError(
-        f"the captured graph takes '{node.name}' ({spec.kind.name.lower()}), which no lowering can supply",
-        hint="Make it a parameter, a registered buffer, or an input of the model.",
-    )

@@ -143,7 +143,7 @@ class QuantizedStore:
     def dense_blocks(self, name: str) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """The same, as matrices of some rows each with the number of the first, so that one block is in memory."""
         form = self.format(name)
-        step = max(form.group_size if form.format == "palette" else 8, 8)  # whole groups, whole bytes of codes
+        step = math.lcm(8, (form.format == "palette" and form.group_size) or 1)  # whole bytes of codes, whole palettes
         step *= max(1, _BLOCK // (step * form.columns))
         for start in range(0, form.rows, step):
             rows = slice(start, min(start + step, form.rows))

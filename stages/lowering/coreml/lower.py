@@ -1,6 +1,8 @@
 """From a quantized model to encoder.mlpackage and decoder.mlpackage, for iOS 18."""
 
+import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from pipelines.errors import LoweringError
@@ -56,8 +58,12 @@ def _check_sizes(context: int, prefill_chunk: int) -> None:
 
 def _save(out: Path, name: str, builders: list[FunctionBuilder], bank: WeightBank) -> dict[str, Any]:
     path = out / f"{name}.mlpackage"
-    spec = save_package(path, builders)
-    verify_package(path, spec, builders, bank)
+    with TemporaryDirectory(dir=out, prefix=".partial-") as folder:
+        partial = Path(folder) / path.name
+        spec = save_package(partial, builders, bank)
+        verify_package(partial, spec, builders, bank)
+        shutil.rmtree(path, ignore_errors=True)
+        partial.rename(path)
     return {builder.spec.name: builder.spec.to_dict() | {"file": path.name} for builder in builders}
 
 

@@ -7,9 +7,10 @@ from typing import Any
 from coremltools.proto import MIL_pb2
 
 from pipelines.errors import LoweringError
-from stages.lowering.coreml.builder import FunctionBuilder
+from stages.lowering.coreml.builder import FunctionBuilder, Use
 from stages.lowering.coreml.compact import operation_name
-from stages.lowering.coreml.weights import WeightBank, identifier
+from stages.lowering.coreml.weights import Variant, WeightBank
+from stages.quantizers.store import TensorFormat
 
 SIZE_TOLERANCE = 0.10
 RECORD_OVERHEAD = 128  # of weight.bin: 64 bytes before each tensor, and the padding of its data to 64
@@ -32,37 +33,36 @@ def verify_package(path: Path, spec: Any, builders: list[FunctionBuilder], bank:
             operation_name(operation): operation
             for operation in function.block_specializations[function.opset].operations
         }
-        for name in builder.weights:
-            _verify_tensor(path, builder.spec.name, name, operations, bank)
+        for identifier, use in builder.uses.items():
+            _verify_tensor(path, builder.spec.name, use, operations.get(identifier), bank)
     _verify_size(path, builders, bank)
 
 
-def _verify_tensor(path: Path, function: str, name: str, operations: dict[str, Any], bank: WeightBank) -> None:
-    form = bank.store.format(name)
-    operation = operations.get(identifier(name))
+def _verify_tensor(path: Path, function: str, use: Use, operation: Any, bank: WeightBank) -> None:
+    form = bank.store.format(use.name)
     found = "nothing" if operation is None else operation.type
     if form.format == "float":
         expected = "const"
     else:
         expected, codes = _CODES[form.format]
         if found == expected:
-            data = operation.inputs[codes].arguments[0].value.type.tensorType  # type: ignore[union-attr]
+            data = operation.inputs[codes].arguments[0].value.type.tensorType
             count = math.prod(dimension.constant.size for dimension in data.dimensions)
             found = f"{count} codes of {_BITS.get(data.dataType)} bits"
-            expected = f"{math.prod(form.shape)} codes of {form.bits} bits"
+            rows = use.rows[1] - use.rows[0] if use.rows else form.rows
+            expected = f"{rows * form.columns} codes of {form.bits} bits"
     if found != expected:
         raise LoweringError(
-            f"{path.name}, function '{function}': tensor '{name}' was saved as {found}, expected {expected}",
+            f"{path.name}, function '{function}': tensor '{use.name}' was saved as {found}, expected {expected}",
             hint="This is a fault of the lowering, or of the version of coremltools; nothing was shipped.",
         )
 
 
 def _verify_size(path: Path, builders: list[FunctionBuilder], bank: WeightBank) -> None:
-    names = {name for builder in builders for name in builder.weights}
-    promised = sum(
-        2 * math.prod(form.shape) if form.format == "float" else form.bytes for form in map(bank.store.format, names)
-    )
-    others = sum(array.nbytes for key, array in bank.shared.items() if not _is_part(key, names))
+    uses = {use for builder in builders for use in builder.uses.values()}
+    promised = sum(_promised(bank.store.format(use.name), use) for use in uses)
+    keys = {use.name + Variant(use.rows).suffix for use in uses}
+    others = sum(stored.nbytes for key, stored in bank.shared.items() if not _is_part(key, keys))
     found = sum(file.stat().st_size for file in path.rglob("weight.bin"))
     overhead = max(SIZE_TOLERANCE * (promised + others), RECORD_OVERHEAD * (len(bank.shared) + 1))
     if not promised <= found <= promised + others + overhead:
@@ -70,6 +70,12 @@ def _verify_size(path: Path, builders: list[FunctionBuilder], bank: WeightBank) 
             f"{path.name}: the weights take {found} bytes; their formats say {promised}, and constants {others} more",
             hint="A weight was stored densely or twice. This is a fault of the lowering; nothing was shipped.",
         )
+
+
+def _promised(form: TensorFormat, use: Use) -> int:
+    """Bytes that the store says of those rows."""
+    whole = 2 * math.prod(form.shape) if form.format == "float" else form.bytes
+    return whole * (use.rows[1] - use.rows[0]) // form.rows if use.rows else whole
 
 
 def _is_part(key: str, names: set[str]) -> bool:
