@@ -4,6 +4,7 @@ An artifact is made from its folder alone (`Checkpoint(path)`), which costs noth
 """
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,7 +33,28 @@ class Artifact:
         (self.path / name).write_text(text + "\n", encoding="utf-8")
 
 
-class Checkpoint(Artifact):
+class Model(Artifact):
+    """What checkpoints and quantized models have beside weights: config.json; of a language model tokenizer.json and
+    preprocessing.json."""
+
+    def config(self) -> "ModelConfig":
+        from stages.models.vlm import ModelConfig
+
+        return ModelConfig.from_dict(self.read_json("config.json"))
+
+    def copy_description(self, out: Path) -> None:
+        """Copy all that is not weights into folder out."""
+        shutil.copyfile(self.path / "config.json", out / "config.json")
+        self.copy_preprocessing(out)
+
+    def copy_preprocessing(self, out: Path) -> None:
+        """Copy the tokenizer and preprocessing, where there are any, into folder out."""
+        for name in ("tokenizer.json", "preprocessing.json"):
+            if (self.path / name).is_file():
+                shutil.copyfile(self.path / name, out / name)
+
+
+class Checkpoint(Model):
     """A model as trained: model.safetensors (mapped, never copied whole), config.json, tokenizer.json,
     preprocessing.json.
 
@@ -44,11 +66,6 @@ class Checkpoint(Artifact):
     @property
     def weights(self) -> Path:
         return self.path / "model.safetensors"
-
-    def config(self) -> "ModelConfig":
-        from stages.models.vlm import ModelConfig
-
-        return ModelConfig.from_dict(self.read_json("config.json"))
 
     def preprocessing(self) -> dict[str, Any]:
         return dict(self.read_json("preprocessing.json"))
@@ -70,10 +87,8 @@ class Checkpoint(Artifact):
         """The whole model in float32, in evaluation mode. For models that fit in memory."""
         import torch
 
-        from stages.models.vlm import VisionLanguageModel
-
         with torch.device("meta"):
-            model = VisionLanguageModel(self.config())
+            model: Any = self.config().build()
         with self.tensors() as tensors:
             state = {name: tensors[name].to(torch.float32) for name in tensors}
         model.load_state_dict(state, assign=True)
@@ -109,7 +124,7 @@ class Calibration(Artifact):
         return self.path / "statistics.safetensors"
 
 
-class QuantizedModel(Artifact):
+class QuantizedModel(Model):
     """The model as it will be shipped, before any runtime: weights.safetensors and formats.json (quantizers/store.py),
     with the checkpoint's config.json, tokenizer.json and preprocessing.json beside them."""
 
@@ -118,28 +133,41 @@ class QuantizedModel(Artifact):
 
         return QuantizedStore.open(self.path)
 
-    def config(self) -> "ModelConfig":
-        from stages.models.vlm import ModelConfig
-
-        return ModelConfig.from_dict(self.read_json("config.json"))
-
     def model(self) -> "VisionLanguageModel":
         """The dequantized model in float32: what every runtime is compared with."""
         import torch
 
-        from stages.models.vlm import VisionLanguageModel
-
         store = self.store()
         with torch.device("meta"):
-            model = VisionLanguageModel(self.config())
+            model: Any = self.config().build()
         state = {name: torch.from_numpy(store.dense(name)) for name in store.names()}
         model.load_state_dict(state, assign=True)
         return model.eval()
 
 
+class Probe(Artifact):
+    """What the shipped weights give in torch, in float32. ranges.json: {graph: {node: largest absolute value}}.
+
+    probe.safetensors: of a language model `ids` (N,) int32, of which the first `prompt` (probe.json) are a prompt, and
+    `hidden` (N, D), its normalised last hidden states; with a tower `pixels` (1, 3, S, S) and `features` (T, D); of a
+    user's module inputs.NAME and outputs.NAME.
+    """
+
+    @property
+    def values(self) -> Path:
+        return self.path / "probe.safetensors"
+
+    def ranges(self) -> dict[str, dict[str, float]]:
+        return dict(self.read_json("ranges.json"))
+
+    def prompt(self) -> int:
+        return int(self.read_json("probe.json")["prompt"])
+
+
 class DeviceModel(Artifact):
-    """The model in its runtime's format: encoder and decoder as .mlpackage or .onnx, and model.json (runtime, files,
-    shapes, functions, states), with the checkpoint's tokenizer.json and preprocessing.json."""
+    """The model in its runtime's format: encoder and decoder (a user's module: main) as .mlpackage or .onnx, and
+    model.json (runtime, files, shapes, functions, states), with the checkpoint's tokenizer.json and preprocessing.json.
+    """
 
     def description(self) -> dict[str, Any]:
         return dict(self.read_json("model.json"))

@@ -9,18 +9,22 @@ from __future__ import annotations
 import re
 
 from pipelines.errors import ConfigError, nearest
-from stages.evaluation.names import MODEL_METRICS, TASK_METRICS, TASKS
+from stages.evaluation.names import MODEL_METRICS, PARITY_METRICS, TASK_METRICS, TASKS
 from stages.lowering.limits import block_size, chunk_size, coreml_sizes, coreml_system
 from stages.quantizers.choices import Choice, check_choices
+from stages.quantizers.choices import uses_statistics as choices_use_statistics
 from stages.schema import (
     CalibrateConfig,
+    ConvertConfig,
     DeviceProfile,
     Gate,
+    ProbeConfig,
     QuantizeConfig,
     QuestionsConfig,
     Runtime,
     TrainConfig,
     ValidateConfig,
+    ValidationKind,
 )
 
 _KEYS = ("bits", "embeddings", "convolutions")  # whose choices check_choices gives first, in this order
@@ -44,19 +48,50 @@ def weight_formats(config: QuantizeConfig, device: DeviceProfile) -> None:
             )
 
 
-def sizes(config: None, device: DeviceProfile) -> None:
-    """Raise ConfigError where `device`'s runtime cannot have the context or the chunk that its profile says."""
+def sizes(config: ConvertConfig, device: DeviceProfile) -> None:
+    """Raise ConfigError where `device`'s runtime cannot have the context or the chunk that `config` says."""
     if device.runtime is Runtime.coreml:
-        problem = coreml_sizes(device.context, device.prefill_chunk) or coreml_system(device.minimum_os)
-    elif device.context < 1:
-        problem = f"context is {device.context}; expected 1 or more", "Set context=256."
+        if problem := coreml_system(device.minimum_os):
+            name = f"device.{device.name}"
+            raise ConfigError(f"{name}: {problem[0]}", hint=problem[1].replace("Set ", f"set {name}.").rstrip("."))
+        problem = coreml_sizes(config.context, config.prefill_chunk)
+    elif config.context < 1:
+        problem = f"context is {config.context}; expected 1 or more", "Set context=256."
     else:
-        problem = chunk_size(device.context, device.prefill_chunk)
+        problem = chunk_size(config.context, config.prefill_chunk)
     if problem:
-        message, hint = problem
+        hint = problem[1].replace("Set ", "set convert.").rstrip(".")
         raise ConfigError(
-            f"device.{device.name}: {message}", hint=hint.replace("Set ", f"set device.{device.name}.").rstrip(".")
+            f"convert, for {device.name}: {problem[0]}",
+            hint=f"{hint}; for this device alone, '+device.{device.name}.overrides.{hint.removeprefix('set ')}'",
         )
+
+
+def uses_statistics(config: QuantizeConfig, device: DeviceProfile) -> bool:
+    """Whether quantizing needs a calibration."""
+    return choices_use_statistics(config)
+
+
+def computes_in_float16(config: ConvertConfig, device: DeviceProfile) -> bool:
+    """Whether values may leave the range in which the runtime computes."""
+    return device.runtime is Runtime.coreml
+
+
+def asks_questions(config: ValidateConfig, device: DeviceProfile) -> bool:
+    """Whether validation needs the float model's answers."""
+    return config.kind is ValidationKind.questions
+
+
+def compares_numbers(config: ValidateConfig, device: DeviceProfile) -> bool:
+    """Whether validation needs torch's numbers."""
+    return config.kind is ValidationKind.parity
+
+
+def probe(config: ProbeConfig, device: DeviceProfile | None = None) -> None:
+    """Raise ConfigError where nothing would be run."""
+    for key in ("images", "tokens"):
+        if getattr(config, key) < 1:
+            raise ConfigError(f"probe.{key} is {getattr(config, key)}", hint="expected 1 or more")
 
 
 def validation(config: ValidateConfig, device: DeviceProfile | None = None) -> None:
@@ -68,7 +103,7 @@ def validation(config: ValidateConfig, device: DeviceProfile | None = None) -> N
             f"validate.confidence is {config.confidence}", hint="expected more than 0 and less than 1, such as 0.95"
         )
     for gate in config.gates:
-        _check_gate(gate)
+        _check_gate(gate, config.kind)
     if device and device.budgets.size_mib is not None and device.budgets.size_mib <= 0:
         raise ConfigError(
             f"device {device.name}: budgets.size_mib is {device.budgets.size_mib}",
@@ -140,14 +175,19 @@ def _bits(name: str) -> int:
     return int(found[1]) if found else 0
 
 
-def _check_gate(gate: Gate) -> None:
-    known = (*TASK_METRICS, *MODEL_METRICS)
+def _check_gate(gate: Gate, kind: ValidationKind) -> None:
+    known = PARITY_METRICS if kind is ValidationKind.parity else (*TASK_METRICS, *MODEL_METRICS)
+    if gate.metric in (*TASK_METRICS, *PARITY_METRICS) and gate.metric not in known:
+        raise ConfigError(
+            f"validate.gates: {gate.metric} is not measured where validate.kind is {kind.value}",
+            hint=f"it measures: {', '.join(known)}",
+        )
     if gate.metric not in known:
         raise ConfigError(
             f"validate.gates: there is no metric '{gate.metric}'",
             hint=nearest(gate.metric, known) or f"metrics: {', '.join(known)}",
         )
-    if gate.task is not None and gate.metric in MODEL_METRICS:
+    if gate.task is not None and gate.metric in PARITY_METRICS:
         raise ConfigError(
             f"validate.gates: {gate.metric} is not measured task by task; found task '{gate.task}'",
             hint="set task: null",

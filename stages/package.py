@@ -43,14 +43,20 @@ def package(
             },
             "runtime": description["runtime"],
             "model": description,
-            "tokenizer": "tokenizer.json",
-            "preprocessing": device_model.read_json("preprocessing.json"),
+            **_preprocessing(device_model),
             "weights": _summary_of_formats(model),
             "validation": _validation(validation),
             "files": _files(work.out),
         },
     )
     return bundle
+
+
+def _preprocessing(device_model: DeviceModel) -> dict[str, Any]:
+    """How to prepare an image and a prompt; nothing for a user's module."""
+    if not (device_model.path / "preprocessing.json").is_file():
+        return {}
+    return {"tokenizer": "tokenizer.json", "preprocessing": device_model.read_json("preprocessing.json")}
 
 
 def _files(folder: Path) -> list[dict[str, Any]]:
@@ -80,4 +86,4 @@ def _summary_of_formats(model: QuantizedModel) -> list[dict[str, Any]]:
 
 def _validation(validation: Validation) -> dict[str, Any]:
     metrics = validation.metrics()
-    return {key: metrics[key] for key in ("questions", "tasks", "parity", "gates")}
+    return {key: metrics[key] for key in ("questions", "tasks", "parity", "gates") if key in metrics}

@@ -33,6 +33,21 @@ class Importance(Enum):
     fisher = "fisher"
 
 
+class Overflow(Enum):
+    """What becomes of a layer whose values exceed float16: the build fails, it computes in float32, or is scaled."""
+
+    fail = "fail"
+    float32 = "float32"
+    scale = "scale"
+
+
+class ValidationKind(Enum):
+    """The shipped files' answers to held-out questions, or their numbers against torch's with the same weights."""
+
+    questions = "questions"
+    parity = "parity"
+
+
 class Runtime(Enum):
     """What executes a bundle."""
 
@@ -42,9 +57,20 @@ class Runtime(Enum):
 
 @dataclass
 class ModelConfig:
-    """path: the checkpoint's folder, relative to the project or absolute."""
+    """path: the checkpoint's folder, relative to the project or absolute; hf://OWNER/NAME, of the hub, at `revision`, a
+    commit; an MLflow URI (models:/NAME/VERSION, runs:/ID/PATH); or a path that DVC tracks.
+
+    shape: what the checkpoint must be, as its config.json says in Tapeout's own layout; null takes any. module: a torch
+    module of your own, {_target_: package.module.Class, ARGUMENT: VALUE}, with inputs, {NAME: {shape: [...], dtype:
+    float32}}, and outputs, their names; null where config.json says which model it is.
+    """
 
     path: str
+    revision: str | None
+    shape: dict[str, Any] | None
+    module: dict[str, Any] | None
+    inputs: dict[str, Any] | None
+    outputs: list[str] | None
 
 
 @dataclass
@@ -110,7 +136,7 @@ class DeviceProfile:
     """A device as the stages see it. memory_gib is what the device has; weight_formats is what its runtime can hold.
 
     compute_units (Core ML) and execution_providers (ONNX Runtime) are in order of preference.
-    accuracy_level (ONNX Runtime): 4 rounds the inputs of quantized products to int8, 1 keeps them float32.
+    head_width (Core ML): words of the vocabulary that one part of the output head scores; 0: one head.
     budgets: what is held against every build as gates. overrides: {group: {key: value}}, this device's departures from
     the other groups.
     """
@@ -124,11 +150,33 @@ class DeviceProfile:
     minimum_os: str
     memory_gib: float
     weight_formats: list[str]
-    accuracy_level: int
-    context: int
-    prefill_chunk: int
+    head_width: int
     budgets: Budgets
     overrides: dict[str, Any]
+
+
+@dataclass
+class ConvertConfig:
+    """context: rows of the KV cache, the most tokens that prompt and answer can have. prefill_chunk: tokens of a call
+    of Core ML's prefill function. overflow: what becomes of values beyond float16's range, where the runtime computes
+    in it; they are looked for with `probe`. accuracy_level: of ONNX Runtime's quantized products; 4 rounds their inputs
+    to int8, 1 keeps them float32."""
+
+    context: int
+    prefill_chunk: int
+    accuracy_level: int
+    overflow: Overflow
+
+
+@dataclass
+class ProbeConfig:
+    """What the shipped weights are run on in torch: `images` (drawn by `seed`, or the first in `folder`, by name) for
+    the range of each layer's values, the first of them also with a prompt and `tokens` of text for parity."""
+
+    images: int
+    tokens: int
+    folder: str | None
+    seed: int
 
 
 @dataclass
@@ -151,8 +199,10 @@ class QuestionsConfig:
 
 @dataclass
 class ValidateConfig:
-    """resamples and confidence of the paired bootstrap, drawn by `seed`, and what must hold."""
+    """kind: what is measured. resamples and confidence of the paired bootstrap of questions, drawn by `seed`; and what
+    must hold."""
 
+    kind: ValidationKind
     resamples: int
     confidence: float
     seed: int
@@ -189,6 +239,8 @@ SCHEMAS: dict[str, type] = {
     "quantize": QuantizeConfig,
     "device": DeviceProfile,
     "questions": QuestionsConfig,
+    "convert": ConvertConfig,
+    "probe": ProbeConfig,
     "validate": ValidateConfig,
     "package": PackageConfig,
     "train": TrainConfig,

@@ -12,7 +12,7 @@ from stages.artifacts import DeviceModel, QuantizedModel
 from stages.convert import convert
 from stages.models.qwen2 import MaskedContext
 from stages.runtimes.ort import OnnxSession
-from stages.schema import Budgets, DeviceProfile, Runtime
+from stages.schema import Budgets, ConvertConfig, DeviceProfile, Overflow, Runtime
 from tests.rounded import rounded
 from tests.toy import toy_checkpoint
 
@@ -34,7 +34,7 @@ class Converted:
             return model.text(embedded, context)[0].numpy()
 
 
-def profile(accuracy_level: int = 1) -> DeviceProfile:
+def profile() -> DeviceProfile:
     return DeviceProfile(
         name="toy",
         title="Toy",
@@ -45,9 +45,7 @@ def profile(accuracy_level: int = 1) -> DeviceProfile:
         minimum_os="",
         memory_gib=1,
         weight_formats=[],
-        accuracy_level=accuracy_level,
-        context=CONTEXT,
-        prefill_chunk=32,
+        head_width=0,
         budgets=Budgets(size_mib=None),
         overrides={},
     )
@@ -56,5 +54,6 @@ def profile(accuracy_level: int = 1) -> DeviceProfile:
 def converted(path: Path, accuracy_level: int = 1, tied: bool = False, **formats: Any) -> Converted:
     model = rounded(toy_checkpoint(path / "checkpoint", tied=tied), path / "quantized", **formats)
     (path / "device").mkdir()
-    device_model = convert(model, profile(accuracy_level), Workspace(path / "device", path / "scratch"))
+    config = ConvertConfig(CONTEXT, prefill_chunk=32, accuracy_level=accuracy_level, overflow=Overflow.fail)
+    device_model = convert(model, config, profile(), Workspace(path / "device", path / "scratch"))
     return Converted(model, device_model, OnnxSession(device_model))

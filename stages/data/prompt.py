@@ -16,18 +16,18 @@ IMAGE, QUESTION = "{image}", "{question}"
 class PromptFormat:
     """template holds {image} at most once and {question} once; all else in it is text, special tokens included.
 
-    image_tokens: how often image_token_id stands where {image} does. end_id ends an answer.
+    image_tokens: how often image_token_id (None: of a text model) stands where {image} does. end_id ends an answer.
     """
 
     tokenizer: Tokenizer
     template: str
-    image_token_id: int
+    image_token_id: int | None
     image_tokens: int
     end_id: int
     max_new_tokens: int
 
     @classmethod
-    def open(cls, folder: Path, image_token_id: int, image_tokens: int) -> "PromptFormat":
+    def open(cls, folder: Path, image_token_id: int | None, image_tokens: int) -> "PromptFormat":
         """From the tokenizer.json and preprocessing.json of an artifact's folder. Raises CheckpointError."""
         try:
             tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -41,7 +41,7 @@ class PromptFormat:
 
     @classmethod
     def of(
-        cls, tokenizer: Tokenizer, preprocessing: dict[str, Any], image_token_id: int, image_tokens: int
+        cls, tokenizer: Tokenizer, preprocessing: dict[str, Any], image_token_id: int | None, image_tokens: int
     ) -> "PromptFormat":
         """Raises CheckpointError for a template without {question} or an end token that the tokenizer does not know."""
         template, end = preprocessing["prompt_template"], preprocessing["end_token"]
@@ -64,12 +64,14 @@ class PromptFormat:
         ids: list[int] = []
         for index, text in enumerate(self.template.split(IMAGE)):
             part = self.tokenizer.encode(text.replace(QUESTION, question), add_special_tokens=False).ids
-            if self.image_token_id in part:
+            if self.image_token_id is not None and self.image_token_id in part:
                 raise StageError(
                     f"the question {question!r} holds the image token",
                     hint=f"The image's place is {IMAGE} in prompt_template; leave the token out of the question.",
                 )
-            ids += [self.image_token_id] * self.image_tokens * bool(index) + part
+            if index and self.image_token_id is not None:
+                ids += [self.image_token_id] * self.image_tokens
+            ids += part
         return ids
 
     def decode(self, ids: list[int]) -> str:

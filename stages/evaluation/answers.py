@@ -42,7 +42,8 @@ def scores_by_task(answers: Sequence[Answer]) -> dict[str, NDArray[np.float64]]:
 
 
 def prompt_format(folder: Path, config: ModelConfig) -> PromptFormat:
-    return PromptFormat.open(folder, config.image_token_id, config.vision.tokens)
+    """How a language model is asked; without a tower, no token stands for an image."""
+    return PromptFormat.open(folder, config.image_token_id, config.vision.tokens if config.vision else 0)
 
 
 def preprocessed(examples: Sequence[Example], settings: dict[str, object]) -> NDArray[np.float32]:

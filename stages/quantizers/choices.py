@@ -10,7 +10,7 @@ from enum import Enum
 from fnmatch import fnmatchcase
 
 from pipelines.errors import ConfigError, StageError, nearest
-from stages.schema import Format, LayerOverride, Method, QuantizeConfig
+from stages.schema import Format, Importance, LayerOverride, Method, QuantizeConfig
 
 AFFINE_BITS, PALETTE_BITS = (2, 3, 4, 6, 8), (1, 2, 3, 4, 6, 8)
 
@@ -70,6 +70,20 @@ def check_choices(config: QuantizeConfig) -> list[Choice]:
     if config.damping <= 0:
         raise ConfigError(f"quantize.damping is {config.damping}", hint="Expected a number above 0; 0.01 is usual.")
     return found
+
+
+def uses_statistics(config: QuantizeConfig) -> bool:
+    """Whether any weight's codes depend on a calibration."""
+    searches = config.scale_search
+    return any(
+        choice.bits
+        and (
+            choice.method is Method.gptq
+            or (choice.format is Format.palette and config.importance is not Importance.uniform)
+            or (searches and choice.bits < 8)
+        )
+        for choice in check_choices(config)
+    )
 
 
 def _of_role(config: QuantizeConfig, role: Role) -> Choice:

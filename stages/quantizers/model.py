@@ -7,7 +7,6 @@ import torch
 
 from pipelines.errors import StageError
 from stages.artifacts import Calibration, Checkpoint
-from stages.models.vlm import VisionLanguageModel
 from stages.quantizers.choices import Choice, Role, choices
 from stages.quantizers.gptq import gptq_affine, gptq_palette
 from stages.quantizers.layers import Layer, quantizable_layers, reason_for_float
@@ -23,17 +22,18 @@ _IMPORTANCE_FLOOR = 0.01
 
 
 def quantize_weights(
-    checkpoint: Checkpoint, calibration: Calibration, config: QuantizeConfig, out: Path, progress: Report
+    checkpoint: Checkpoint, calibration: Calibration | None, config: QuantizeConfig, out: Path, progress: Report
 ) -> dict[str, TensorFormat]:
     """Write the store into folder out and return its formats, having checked that each weight got what was chosen.
 
-    Raises ConfigError, StageError or StoreError; then no store is left.
+    calibration: None where no weight's method asks for statistics. Raises ConfigError, StageError or StoreError; then
+    no store is left.
     """
     with torch.device("meta"):
         model = checkpoint.config().build()
     layers = quantizable_layers(model)
     chosen = choices(config, {name: (layer.role, layer.shape) for name, layer in layers.items()})
-    statistics = StatisticsReader(calibration.statistics)
+    statistics = StatisticsReader(calibration.statistics if calibration else None)
     with checkpoint.tensors() as tensors, StoreWriter(out) as writer:
         for index, name in enumerate(sorted(tensors)):
             progress(index, len(tensors), name)
@@ -115,10 +115,11 @@ def _add(writer: StoreWriter, name: str, layer: Layer, choice: Choice, result: A
 
 
 def _add_float(writer: StoreWriter, name: str, tensor: torch.Tensor, reason: str) -> None:
-    if float(tensor.abs().max()) > _FLOAT16_LIMIT:
-        writer.add_float(name, tensor.float().numpy(), f"values above float16's {_FLOAT16_LIMIT:,.0f}")
+    array = tensor.float().numpy()
+    if float(np.abs(array).max(initial=0)) > _FLOAT16_LIMIT:
+        writer.add_float(name, array, f"values above float16's {_FLOAT16_LIMIT:,.0f}")
     else:
-        writer.add_float(name, tensor.numpy().astype(np.float16), reason)
+        writer.add_float(name, array.astype(np.float16), reason)
 
 
 def _check_coverage(chosen: dict[str, Choice], formats: dict[str, TensorFormat]) -> None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from stages.quantizers.store import dequantize_affine
 
 # Shares of the full range that a search tries; below a third a 4-bit grid clips more than it gains.
+_CHUNK = 1 << 22  # weights rounded at a time
 _SHARES = [round(0.35 + 0.025 * step, 3) for step in range(27)]
 
 
@@ -44,11 +45,20 @@ def round_to_nearest(
     importance (in,), instead of the full range. Without search no error exceeds half a scale.
     """
     rows, columns = weight.shape
-    groups = weight.reshape(rows, -1, group_size)
     weights = None if importance is None else importance.reshape(-1, group_size)
-    scales, zero_points = affine_grid(groups, bits, symmetric, search, weights)
-    codes = encode(groups, scales.unsqueeze(-1), zero_points.unsqueeze(-1), bits)
-    return Affine(codes.reshape(rows, columns), scales, zero_points)
+    result = Affine(
+        torch.empty(rows, columns, dtype=torch.uint8),
+        torch.empty(rows, columns // group_size, dtype=torch.float16),
+        torch.empty(rows, columns // group_size, dtype=torch.uint8),
+    )
+    step = max(1, _CHUNK // columns)
+    for start in range(0, rows, step):  # rows do not depend on each other, and an embedding has millions of groups
+        part = slice(start, start + step)
+        groups = weight[part].reshape(-1, columns // group_size, group_size)
+        scales, zero_points = affine_grid(groups, bits, symmetric, search, weights)
+        codes = encode(groups, scales.unsqueeze(-1), zero_points.unsqueeze(-1), bits)
+        result.codes[part], result.scales[part], result.zero_points[part] = codes.flatten(1), scales, zero_points
+    return result
 
 
 def affine_grid(

@@ -95,10 +95,10 @@ def write_statistics(path: Path, statistics: Statistics) -> None:
 
 
 class StatisticsReader:
-    """statistics.safetensors, mapped; each tensor is read when asked for."""
+    """statistics.safetensors, mapped; each tensor is read when asked for. path None: there are none."""
 
-    def __init__(self, path: Path):
-        self._reader = TensorReader(path)
+    def __init__(self, path: Path | None):
+        self._reader = TensorReader(path) if path else None
 
     def second_moment(self, name: str) -> torch.Tensor:
         """float32 (in, in). Raises StoreError where calibration did not see the layer."""
@@ -109,6 +109,8 @@ class StatisticsReader:
         return self._tensor(f"{name}.fisher")
 
     def _tensor(self, name: str) -> torch.Tensor:
+        if self._reader is None:
+            raise StageError(f"{name} is needed, and there is no calibration", hint="Run calibrate before quantize.")
         array: NDArray[Any] = np.array(self._reader.array(name))
         return torch.from_numpy(array)
 

@@ -7,11 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import StageError
-from stages.runtimes.session import VisionLanguageSession
+from stages.runtimes.session import LanguageSession
 
 
 def generate(
-    session: VisionLanguageSession,
+    session: LanguageSession,
     ids: Sequence[int],
     features: NDArray[np.float32],
     *,
@@ -41,7 +41,7 @@ def generate(
 
 
 def prefill(
-    session: VisionLanguageSession, cache: Any, ids: Sequence[int], rows: NDArray[np.float32], position: int = 0
+    session: LanguageSession, cache: Any, ids: Sequence[int], rows: NDArray[np.float32], position: int = 0
 ) -> NDArray[np.float32]:
     """Run ids (N) with rows (N, D) from position on, in as few steps as the session takes. Returns logits (N, V)."""
     context = int(session.description["context"])
@@ -58,9 +58,7 @@ def prefill(
     return np.concatenate(steps)
 
 
-def image_rows(
-    session: VisionLanguageSession, ids: Sequence[int], features: NDArray[np.float32]
-) -> NDArray[np.float32]:
+def image_rows(session: LanguageSession, ids: Sequence[int], features: NDArray[np.float32]) -> NDArray[np.float32]:
     """features (T, D) spread over the prompt: (N, D), row i of use where ids[i] is the image token, zeros elsewhere."""
     places = np.asarray(ids) == session.description["image_token_id"]
     if int(places.sum()) != len(features):

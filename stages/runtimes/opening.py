@@ -1,11 +1,11 @@
-"""Opens a device model with the runtime that its model.json names."""
+"""Opens a device model with the runtime that its model.json names; each is imported only when needed."""
 
 from stages.artifacts import DeviceModel
-from stages.runtimes.session import VisionLanguageSession
+from stages.runtimes.session import GraphSession, LanguageSession
 
 
-def open_session(model: DeviceModel) -> VisionLanguageSession:
-    """Core ML packages run in the reference executor, ONNX files in ONNX Runtime; each is imported only when needed."""
+def open_session(model: DeviceModel) -> LanguageSession:
+    """A language model: Core ML packages in the reference executor, ONNX files in ONNX Runtime."""
     if model.description()["runtime"] == "coreml":
         from stages.runtimes.coreml_reference import CoreMLSession
 
@@ -13,3 +13,14 @@ def open_session(model: DeviceModel) -> VisionLanguageSession:
     from stages.runtimes.ort import OnnxSession
 
     return OnnxSession(model)
+
+
+def open_graph(model: DeviceModel) -> GraphSession:
+    """A user's module."""
+    if model.description()["runtime"] == "coreml":
+        from stages.runtimes.coreml_reference import CoreMLGraph
+
+        return CoreMLGraph(model)
+    from stages.runtimes.ort import OnnxGraph
+
+    return OnnxGraph(model)

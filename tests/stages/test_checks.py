@@ -9,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from pipelines.errors import ConfigError
-from stages.checks import calibration, questions, sizes, training, validation, weight_formats
+from stages.checks import calibration, probe, questions, sizes, training, validation, weight_formats
 from stages.evaluation.answers import Answer
 from stages.evaluation.metrics import compare
 from stages.evaluation.names import TASK_METRICS
@@ -41,14 +41,14 @@ FORMATS = [
     ),
 ]
 SIZES = [
-    (CORE_ML, {"context": 100}, ["multiple of 32", "device.iphone-15-pro.context=128"]),
-    (CORE_ML, {"prefill_chunk": 0}, ["prefill_chunk is 0; expected 2 to 256", "prefill_chunk=64"]),
+    (CORE_ML, {"context": 100}, ["multiple of 32", "set convert.context=128", "overrides.convert.context=128'"]),
+    (CORE_ML, {"prefill_chunk": 0}, ["prefill_chunk is 0; expected 2 to 256", "convert.prefill_chunk=64"]),
     (CORE_ML, {"prefill_chunk": 257}, ["prefill_chunk is 257"]),
     (CORE_ML, {"minimum_os": "iOS17"}, ["minimum_os is 'iOS17'", "minimum_os=iOS18"]),
     (CORE_ML, {"minimum_os": "macOS14.5"}, ["minimum_os=macOS15"]),
     (CORE_ML, {"minimum_os": ""}, ["minimum_os=iOS18"]),
     (ONNX, {"prefill_chunk": 0}, ["prefill_chunk is 0; expected 1 to 256"]),
-    (ONNX, {"context": 0}, ["context is 0", "device.pixel-8.context=256"]),
+    (ONNX, {"context": 0}, ["context is 0", "convert.context=256"]),
 ]
 OTHERS = [
     (validation, "validate", {"gates": [GATE | {"metric": "retention_lo"}]}, ["did you mean 'retention_low'?"]),
@@ -60,6 +60,9 @@ OTHERS = [
     (validation, "validate", {"confidence": 1.0}, ["confidence is 1.0", "less than 1"]),
     (validation, "validate", {"confidence": 0.0}, ["confidence is 0.0"]),
     (validation, "validate", {"resamples": 0}, ["resamples is 0"]),
+    (validation, "validate", {"gates": [GATE | {"metric": "parity.error"}]}, ["not measured", "kind is questions"]),
+    (validation, "validate", {"kind": "parity"}, ["retention_low is not measured", "kind is parity", "parity.error"]),
+    (probe, "probe", {"tokens": 0}, ["probe.tokens is 0"]),
     (calibration, "calibrate", {"samples": 0}, ["calibrate.samples is 0"]),
     (calibration, "calibrate", {"image_token_weight": -1.0}, ["image_token_weight is -1.0"]),
     (questions, "questions", {"per_task": 0}, ["per_task is 0"]),
@@ -83,7 +86,9 @@ def test_formats_that_a_device_cannot_hold_get_the_nearest(name, file, changes, 
 
 @pytest.mark.parametrize(("name", "changes", "parts"), SIZES)
 def test_sizes_that_a_runtime_cannot_have(name, changes, parts):
-    message = refused(sizes, None, group("device", name, **changes))
+    system = {key: value for key, value in changes.items() if key == "minimum_os"}
+    convert = {key: value for key, value in changes.items() if key not in system}
+    message = refused(sizes, group("convert", **convert), group("device", name, **system))
     assert [part for part in parts if part not in message] == [], message
 
 
@@ -96,7 +101,9 @@ def test_bounds_and_counts_that_mean_nothing(check, name, changes, parts):
 @pytest.mark.parametrize("name", [CORE_ML, ONNX])
 def test_what_this_project_ships_passes(name):
     device = group("device", name)
-    sizes(None, device)
+    sizes(group("convert"), device)
+    probe(group("probe"))
+    validation(group("validate", "parity"), device)
     validation(group("validate"), device)
     questions(group("questions"))
     training(group("train"))
@@ -113,7 +120,7 @@ def test_names_are_of_what_is_measured():
     ("override", "part"),
     [
         ("validate.gates=[{metric: retention_lo, task: null, min: 0.9, max: null}]", "did you mean 'retention_low'?"),
-        ("device.pixel-8.context=0", "device.pixel-8: context is 0"),
+        ("convert.context=0", "context is 0"),
         ("questions.per_task=0", "questions.per_task is 0"),
         ("quantize.group_size=24", "cannot hold groups of 24"),
     ],

@@ -135,7 +135,7 @@ def test_no_examples_and_unsound_layers_are_named(checkpoint: Checkpoint, tmp_pa
 def test_shipped_configurations(
     name: str, least: float, most: float, checkpoint: Checkpoint, calibration: Calibration, tmp_path: Path
 ) -> None:
-    model = quantize(checkpoint, calibration, configured(name), workspace(tmp_path))
+    model = quantize(checkpoint, configured(name), workspace(tmp_path), calibration)
     store, weights = model.store(), load_file(checkpoint.weights)
     assert set(store.names()) == weights.keys()
     assert sorted(path.name for path in model.path.iterdir()) == [
@@ -159,7 +159,7 @@ def test_shipped_configurations(
 
 def test_what_is_not_as_configured_says_why(checkpoint: Checkpoint, calibration: Calibration, tmp_path: Path) -> None:
     config = configured("int4", group_size=64)
-    store = quantize(checkpoint, calibration, config, workspace(tmp_path)).store()
+    store = quantize(checkpoint, config, workspace(tmp_path), calibration).store()
     form = store.format("text.layers.0.mlp.down_proj.weight")
     assert (form.bits, form.group_size) == (8, 96)
     assert form.reason == "96 columns are no multiple of 64: 8 bits, one scale a row"
@@ -175,7 +175,7 @@ def test_overrides(checkpoint: Checkpoint, calibration: Calibration, tmp_path: P
         LayerOverride("projector.*", method=Method.rtn, bits=3),
     ]
     config = configured("int4", overrides=overrides, embeddings=4)
-    store = quantize(checkpoint, calibration, config, workspace(tmp_path)).store()
+    store = quantize(checkpoint, config, workspace(tmp_path), calibration).store()
     attention = store.format("text.layers.0.self_attn.q_proj.weight")
     assert (attention.bits, attention.group_size, attention.symmetric) == (8, 64, True)
     assert store.format("text.layers.0.mlp.up_proj.weight").format == "float"
@@ -215,7 +215,7 @@ def test_impossible_configurations(
     tmp_path: Path,
 ) -> None:
     with pytest.raises(kind) as caught:
-        quantize(checkpoint, calibration, configured("int4", **changes), workspace(tmp_path))
+        quantize(checkpoint, configured("int4", **changes), workspace(tmp_path), calibration)
     assert [part for part in parts if part not in str(caught.value)] == [], str(caught.value)
     assert list((tmp_path / "out").iterdir()) == []
 
@@ -227,7 +227,7 @@ def test_gptq_comes_closer_than_rounding(checkpoint: Checkpoint, calibration: Ca
         errors = {}
         for method in (Method.rtn, Method.gptq):
             config = configured("int4", method=method, scale_search=False)
-            model = quantize(checkpoint, calibration, config, workspace(tmp_path / method.value)).model()
+            model = quantize(checkpoint, config, workspace(tmp_path / method.value), calibration).model()
             errors[method] = float((forward(model, batch) - exact)[batch.answers].square().mean())
     assert errors[Method.gptq] < errors[Method.rtn]
 
@@ -238,7 +238,7 @@ def test_tied_embeddings_and_float32(tmp_path: Path) -> None:
     state["text.norm.weight"][0] = 1e5
     save_file(state, checkpoint.weights)
     calibration = calibrate(checkpoint, dataclasses.replace(SMALL, samples=2), workspace(tmp_path / "calibration"))
-    model = quantize(checkpoint, calibration, configured("int4"), workspace(tmp_path / "model"))
+    model = quantize(checkpoint, configured("int4"), workspace(tmp_path / "model"), calibration)
     form = model.store().format("text.norm.weight")
     assert form.dtype == "float32" and "65,504" in form.reason
     assert "text.lm_head.weight" not in model.store().names()
@@ -252,7 +252,7 @@ from tests.stages.test_quantize import SMALL, calibrate, configured, quantize, w
 from stages.artifacts import Checkpoint
 checkpoint, out = Checkpoint(Path(sys.argv[1])), Path(sys.argv[2])
 calibration = calibrate(checkpoint, SMALL, workspace(out / "calibration"))
-quantize(checkpoint, calibration, configured("int4"), workspace(out / "int4"))
+quantize(checkpoint, configured("int4"), workspace(out / "int4"), calibration)
 """
 
 
@@ -263,14 +263,14 @@ def test_the_same_bytes_with_other_threads_and_hash_seed(
     subprocess.run(
         [sys.executable, "-c", RUN, str(checkpoint.path), str(tmp_path)], check=True, env=environment, cwd=CONF.parent
     )
-    model = quantize(checkpoint, calibration, configured("int4"), workspace(tmp_path / "here"))
+    model = quantize(checkpoint, configured("int4"), workspace(tmp_path / "here"), calibration)
     for ours, theirs in ((calibration.path, tmp_path / "calibration/out"), (model.path, tmp_path / "int4/out")):
         for file in ours.iterdir():
             assert file.read_bytes() == (theirs / file.name).read_bytes(), file
 
 
 def test_formats_json_is_readable(checkpoint: Checkpoint, calibration: Calibration, tmp_path: Path) -> None:
-    model: QuantizedModel = quantize(checkpoint, calibration, configured("int4"), workspace(tmp_path))
+    model: QuantizedModel = quantize(checkpoint, configured("int4"), workspace(tmp_path), calibration)
     formats = json.loads((model.path / "formats.json").read_text())
     assert formats["tensors"]["projector.0.weight"] == {
         "bits": 4,
