@@ -1,0 +1,73 @@
+"""Our way: load the checkpoint, round its weights to nearest, lower them, in one process, stage by stage.
+
+Run as a script: python -m convert.ours coreml|onnx CHECKPOINT OUT CONTEXT. Prints a JSON object: seconds of each step.
+The device model lies in OUT/model; what the stages before it wrote lies beside it.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from convert.spent import REPOSITORY
+from pipelines.typed import check
+from pipelines.workspace import Workspace
+from stages.artifacts import DeviceModel
+
+# As both peers round: symmetric, in blocks of 32, the embedding table with them.
+ROUNDING = {"method": "rtn", "bits": 4, "group_size": 32, "symmetric": True, "embeddings": 4, "scale_search": False}
+CHUNK, ACCURACY_LEVEL = 64, 4
+
+
+def main(runtime: str, checkpoint: Path, out: Path, context: int) -> dict[str, Any]:
+    clock, seconds = time.monotonic(), {}
+
+    def lap(name: str) -> None:
+        nonlocal clock
+        seconds[name], clock = round(time.monotonic() - clock, 2), time.monotonic()
+
+    from stages import load, quantize, schema
+
+    loaded = load.load(typed("model", "reference", schema.ModelConfig, {"path": str(checkpoint)}), room(out, "loaded"))
+    lap("load")
+    rounding = typed("quantize", "int4", schema.QuantizeConfig, ROUNDING)
+    model = quantize.quantize(loaded, rounding, room(out, "rounded"))
+    lap("quantize")
+    target = room(out, "model").out
+    if runtime == "coreml":
+        from stages.lowering.coreml import lower_coreml
+
+        described = lower_coreml(model.config(), model.store(), target, context=context, prefill_chunk=CHUNK)
+    else:
+        from stages.lowering.onnx import lower_onnx
+
+        described = lower_onnx(model.config(), model.store(), target, context=context, accuracy_level=ACCURACY_LEVEL)
+    DeviceModel(target).write_json("model.json", described)
+    for path in (loaded.path / "tokenizer.json", checkpoint / "tokenizer_config.json"):
+        if path.is_file():
+            (target / path.name).write_bytes(path.read_bytes())
+    lap("lower")
+    return {"seconds": seconds}
+
+
+def typed(group: str, name: str, schema: type, changes: dict[str, Any]) -> Any:
+    """The configuration of conf/<group>/<name>.yaml with changes, as a stage gets it."""
+    from omegaconf import OmegaConf
+
+    path = REPOSITORY / "conf" / group / f"{name}.yaml"
+    values = yaml.safe_load(path.read_text(encoding="utf-8")) | changes
+    checked = check(str(path), group, values, schema)
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), checked))
+
+
+def room(out: Path, name: str) -> Workspace:
+    for path in (out / name, out / f"{name}.scratch"):
+        path.mkdir(parents=True)
+    return Workspace(out / name, out / f"{name}.scratch")
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))))
