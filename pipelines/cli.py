@@ -14,9 +14,10 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, TYPE_CHECKING, Any
 
+from pipelines.commands import added_commands, load_command, split
 from pipelines.errors import TapeoutError
 from pipelines.loading import load_from_source
-from pipelines.options import KEEP, parse
+from pipelines.options import COMMANDS, KEEP, parse, parse_common
 from pipelines.project import Project, find_project
 
 if TYPE_CHECKING:
@@ -33,12 +34,14 @@ def main(arguments: list[str] | None = None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
     try:
-        options = parse(sys.argv[1:] if arguments is None else arguments)
-        project = find_project(
-            Path(options.project).resolve(), tuple(Path(each).resolve() for each in options.config_dir)
-        )
-        sys.path[:0] = [str(root) for root in project.import_roots if str(root) not in sys.path]
-        load_from_source(project.import_roots)
+        arguments = sys.argv[1:] if arguments is None else arguments
+        before, name, after = split(arguments)
+        added = added_commands() if name and name not in COMMANDS else {}
+        if name in added:
+            project = opened_project(parse_common(before, name))
+            return load_command(added[name])(after, project)
+        options = parse(arguments)
+        project = opened_project(options)
         with document(options):
             return run(options, project)
     except TapeoutError as error:
@@ -53,6 +56,14 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt as stopped:
         print("tapeout: stopped; what was finished is kept", file=sys.stderr)
         return 128 + int(stopped.args[0] if stopped.args else signal.SIGINT)
+
+
+def opened_project(options: argparse.Namespace) -> Project:
+    """Return the project, with its modules importable. Raises ConfigError."""
+    project = find_project(Path(options.project).resolve(), tuple(Path(each).resolve() for each in options.config_dir))
+    sys.path[:0] = [str(root) for root in project.import_roots if str(root) not in sys.path]
+    load_from_source(project.import_roots)
+    return project
 
 
 @contextlib.contextmanager

@@ -41,14 +41,42 @@ class Parser(argparse.ArgumentParser):
         guess = nearest(words[0], self._option_string_actions) if message.startswith("unrecognized") else ""
         raise ConfigError(message, hint=guess or "'tapeout --help' lists commands and options")
 
+    def format_help(self) -> str:
+        from pipelines.commands import summaries
+
+        self.description = "\n".join(
+            f"{f'{name} {WITH_NAME.get(name, str())}':<15} {text}" for name, text in (COMMANDS | summaries()).items()
+        )
+        return super().format_help()
+
+
+def parse_common(arguments: list[str], command: str) -> argparse.Namespace:
+    """Return --project and --config-dir, which alone may stand before a command that is not built in."""
+    parser = Parser(prog="tapeout", allow_abbrev=False, add_help=False)
+    add_places(parser)
+    options, others = parser.parse_known_args(arguments)
+    if others:
+        raise ConfigError(
+            f"'tapeout {command}' cannot take {others[0]} before its name",
+            hint=f"its own options come after it: 'tapeout {command} --help' lists them",
+        )
+    return options
+
+
+def add_places(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say where the project and its configuration are."""
+    parser.add_argument(
+        "--config-dir", action="append", default=[], metavar="DIR", help="your own configuration groups"
+    )
+    parser.add_argument(
+        "--project", default=".", metavar="DIR", help="the project, instead of the one around this folder"
+    )
+
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Return the command, its options and the overrides. Raises ConfigError."""
     parser = Parser(
         prog="tapeout",
-        description="\n".join(
-            f"{f'{name} {WITH_NAME.get(name, str())}':<14} {text}" for name, text in COMMANDS.items()
-        ),
         epilog="Overrides are Hydra's: device=[pixel-8] quantize=int8 quantize.group_size=64 model.path=DIR",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -56,12 +84,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("command", metavar="COMMAND", nargs="?", default="")
     parser.add_argument("words", metavar="OVERRIDE", nargs="*")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON on standard output")
-    parser.add_argument(
-        "--config-dir", action="append", default=[], metavar="DIR", help="your own configuration groups"
-    )
-    parser.add_argument(
-        "--project", default=".", metavar="DIR", help="the project, instead of the one around this folder"
-    )
+    add_places(parser)
     parser.add_argument("--jobs", type=int, metavar="N", help="cores that the workers take together; by default all")
     parser.add_argument(
         "--keep-going",
@@ -90,7 +113,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     options = parser.parse_intermixed_args(arguments)
     if options.command not in COMMANDS:
-        hint = suggestion(options.command, COMMANDS, "commands")
+        from pipelines.commands import added_commands
+
+        hint = suggestion(options.command, [*COMMANDS, *added_commands()], "commands")
         what = f"there is no command '{options.command}'" if options.command else "a command is needed"
         raise ConfigError(what, hint=hint)
     for name, commands in ONLY_FOR.items():
