@@ -25,6 +25,7 @@ from pipelines.config import Config, RayConfig
 from pipelines.errors import ConfigError, WorkerError
 from pipelines.execute import Needs, Outcome, Report, Task
 from pipelines.files import storing
+from pipelines.plan import code_of
 from pipelines.project import Project
 from pipelines.workers import LocalExecutor, free_cores, free_memory
 
@@ -73,6 +74,7 @@ class RayExecutor:
             raise ConfigError("executor=ray needs Ray, which is not installed", hint="pip install 'tapeout[ray]'")
         stages = config.pipeline.stages.values()
         runs = [stage.run for stage in stages] + ([config.pipeline.schemas] if config.pipeline.schemas else [])
+        runs += [f"{module}.*" for stage in stages for module in code_of(config, stage)]
         reads = [pattern for stage in stages for pattern in stage.reads]
         self.project = project
         self.folder = Path(tempfile.mkdtemp(prefix="tapeout-ray-", dir="/tmp" if os.path.isdir("/tmp") else None))

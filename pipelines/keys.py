@@ -15,7 +15,7 @@ from pipelines.digests import Digests, hash_json
 from pipelines.errors import ConfigError, PlanError, TapeoutError, nearest, suggestion
 from pipelines.libraries import version
 from pipelines.patterns import matches
-from pipelines.plan import Node, source_path
+from pipelines.plan import Node, is_remote, source_path
 from pipelines.project import Project
 from pipelines.sources import Sources
 
@@ -59,7 +59,7 @@ class Keys:
         stage = node.stage
         return {
             "modules": self.modules(node),
-            "sources": {key: hash_json(self.source_files(node, key, names_in_project=False)) for key in stage.sources},
+            "sources": {key: hash_json(self.source(node, key)) for key in stage.sources},
             "reads": {name: self.digests.of(path).sha256 for name, path in self.reads(node).items()},
         }
 
@@ -109,18 +109,32 @@ class Keys:
             )
         return found
 
+    def source(self, node: Node, key: str) -> dict[str, str]:
+        """Return what an external input is known by: the contents of its files, or its URI."""
+        value = str((node.config or {})[key])
+        return {"uri": value} if is_remote(value) else self.source_files(node, key, names_in_project=False)
+
     def source_files(self, node: Node, key: str, names_in_project: bool = True) -> dict[str, str]:
         """Return {path: sha256} of an external input's files; paths are the project's, or relative to the input."""
         base = source_path(self.project, node, key)
         found: dict[str, str] = {}
         for path in self.source_paths(node, key):
-            within = "" if path == base else path.relative_to(base).as_posix()
+            within = (
+                "" if path == base else path.relative_to(base if path.is_relative_to(base) else base.parent).as_posix()
+            )
             found[self.project.relative(path) if names_in_project else within] = self.digests.of(path).sha256
         return found
 
     def source_paths(self, node: Node, key: str) -> list[Path]:
-        """Return the files of an external input. Raises ConfigError where it is not there."""
+        """Return the files of an external input, or the .dvc file of one that DVC tracks and that is not here.
+
+        A URI has none. Raises ConfigError where the input is not there.
+        """
         path, kind = source_path(self.project, node, key), node.stage.sources[key]
+        if is_remote((node.config or {})[key]):
+            return []
+        if not path.exists() and (tracked := path.with_name(path.name + ".dvc")).is_file():
+            return [tracked]  # the stage has DVC fetch it
         if not (path.is_file() if kind == "file" else path.is_dir()):
             raise missing_source(node, key, path, "file" if kind == "file" else "folder")
         if kind == "file":

@@ -232,3 +232,8 @@ def asked(
 def source_path(project: Project, node: Node, key: str) -> Path:
     """Return where an external input lies. It need not exist."""
     return project.root / str((node.config or {})[key])
+
+
+def is_remote(value: Any) -> bool:
+    """Say whether an external input is a URI, which the stage fetches: it is known by its name, not by its contents."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", str(value)) is not None

@@ -97,3 +97,25 @@ def test_an_answer_must_be_true_or_false(conditional: Toy) -> None:
     conditional.write("toystages/checks.py", "def is_small(config, device):\n    return config.bits\n")
     result = conditional.run("plan")
     assert result.status == 2 and "must return True or False" in result.err
+
+
+def test_what_lies_elsewhere_is_known_by_its_uri(toy: Toy) -> None:
+    toy.write(
+        "toystages/load.py",
+        "def load(config, work):\n    (work.out / 'weights.txt').write_text(config.path)\n",
+    )
+    first = toy.build("model.path=hf://owner/name")
+    assert first.status == 0, first.err
+    assert (toy.root / "artifacts/build/load/weights.txt").read_text() == "hf://owner/name"
+    assert set(toy.build("model.path=hf://owner/name").nodes.values()) == {"cached"}
+    assert toy.build("model.path=models:/name/2").nodes["load"] == "built"
+
+
+def test_what_dvc_tracks_is_known_by_its_file(toy: Toy) -> None:
+    toy.write("toystages/load.py", "def load(config, work):\n    (work.out / 'weights.txt').write_text('1')\n")
+    toy.write("data/other.dvc", "outs:\n- md5: 0123.dir\n  path: other\n")
+    first = toy.build("model.path=data/other")
+    assert first.status == 0, first.err
+    assert set(toy.build("model.path=data/other").nodes.values()) == {"cached"}
+    toy.write("data/other.dvc", "outs:\n- md5: 4567.dir\n  path: other\n")
+    assert toy.build("model.path=data/other").nodes["load"] == "built"
