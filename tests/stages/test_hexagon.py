@@ -9,12 +9,12 @@ import pytest
 from onnx import TensorProto, helper
 
 from pipelines.errors import LoweringError
+from stages.lowering.capture import capture_encoder
 from stages.lowering.onnx.hexagon import COMPILER, PROVIDER, VERSION, compile_context, compile_encoder
-from stages.lowering.socs import SOCS
 from tests.rounded import rounded
 from tests.toy import toy_checkpoint
 
-SOC = "SM8650"
+CHIP, PART, ARCHITECTURE = "Snapdragon 8 Gen 3", "SM8650", 75
 
 
 def installed() -> str:
@@ -45,17 +45,17 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("soc", "message"),
+    ("chip", "message"),
     [
         ("SM8651", "did you mean 'SM8650'"),
-        ("Snapdragon 8 Gen 3", "Set soc=SM8650"),
-        ("SM8350", "integers only"),
-        ("Tensor G3", "Chips: SM8450"),
+        ("Snapdragon 8Gen 3", "did you mean 'Snapdragon 8 Gen 3'"),
+        ("Snapdragon 888", "integers only"),
+        ("Tensor G3", "Chips: Snapdragon 8 Gen 1 (SM8450)"),
     ],
 )
-def test_a_chip_that_is_not_in_the_table_is_refused_with_the_nearest(tmp_path, soc, message):
+def test_a_chip_that_is_not_in_the_table_is_refused_with_the_nearest(tmp_path, chip, message):
     with pytest.raises(LoweringError) as error:
-        compile_context(model_of(tmp_path / "model.onnx", "Relu"), tmp_path / "out.onnx", soc)
+        compile_context(model_of(tmp_path / "model.onnx", "Relu"), tmp_path / "out.onnx", chip)
     assert message in str(error.value)
 
 
@@ -67,14 +67,14 @@ def test_a_chip_that_is_not_in_the_table_is_refused_with_the_nearest(tmp_path, s
 def test_what_the_decoder_has_is_refused_by_name(tmp_path, operator, size, message):
     domain = "" if operator == "Relu" else "com.microsoft"
     with pytest.raises(LoweringError) as error:
-        compile_context(model_of(tmp_path / "model.onnx", operator, size, domain), tmp_path / "out.onnx", SOC)
+        compile_context(model_of(tmp_path / "model.onnx", operator, size, domain), tmp_path / "out.onnx", CHIP)
     assert message in str(error.value) and "CPU" in error.value.hint
 
 
 @pytest.mark.skipif(bool(installed()), reason=f"{COMPILER} is installed")
 def test_without_the_compiler_the_extra_is_named(tmp_path):
     with pytest.raises(LoweringError) as error:
-        compile_context(model_of(tmp_path / "model.onnx", "Relu"), tmp_path / "out.onnx", SOC)
+        compile_context(model_of(tmp_path / "model.onnx", "Relu"), tmp_path / "out.onnx", CHIP)
     assert "tapeout[qnn]" in error.value.hint
 
 
@@ -85,15 +85,23 @@ def test_the_encoder_is_one_context_with_the_same_bytes_in_any_folder(tmp_path, 
     folders = [tmp_path / "one", tmp_path / "another" / "folder"]
     for folder in folders:
         folder.mkdir(parents=True)
-        described = compile_encoder(store.config(), store.store(), folder, SOC)
+        described = compile_encoder(store.config(), store.store(), folder, CHIP)
     written = contents(folders[0])
     assert written == contents(folders[1])
     assert sorted(written) == sorted([described["file"], described["context"]])
     assert described["bytes"] == (folders[0] / described["context"]).stat().st_size > 0
-    assert (described["provider"], described["architecture"]) == (PROVIDER, SOCS[SOC].architecture)
+    assert [described[key] for key in ("provider", "soc", "architecture")] == [PROVIDER, PART, ARCHITECTURE]
     graph = onnx.load(folders[0] / described["file"]).graph
     assert {(node.domain, node.op_type) for node in graph.node} == {("com.microsoft", "EPContext")}
     assert [value.name for value in (*graph.input, *graph.output)] == ["image", "features"]
+
+
+def test_a_layer_beyond_float16_is_named_with_its_line(tmp_path):
+    store = rounded(toy_checkpoint(tmp_path / "checkpoint"), tmp_path / "quantized")
+    name = next(node.name for node in capture_encoder(store.config()).graph.nodes if "gelu" in node.name)
+    with pytest.raises(LoweringError) as error:
+        compile_encoder(store.config(), store.store(), tmp_path, CHIP, {"encoder": {name: 70000.0}})
+    assert "70,000" in str(error.value) and "stages/models/fastvit.py" in str(error.value)
 
 
 @needs_compiler
@@ -101,6 +109,6 @@ def test_a_node_left_to_the_cpu_fails_by_name_and_leaves_nothing(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     with pytest.raises(LoweringError) as error:
-        compile_context(model_of(tmp_path / "model.onnx", "Erf"), out / "context.onnx", SOC)
+        compile_context(model_of(tmp_path / "model.onnx", "Erf"), out / "context.onnx", CHIP)
     assert "Erf" in str(error.value)
     assert not list(out.iterdir())

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,14 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from torch.export import ExportedProgram
 
 from pipelines.errors import LoweringError
 from stages.lowering.capture import capture_encoder
+from stages.lowering.graph import source_line
 from stages.lowering.onnx import hexagon_session, lower_program
 from stages.lowering.onnx.builder import MICROSOFT
-from stages.lowering.socs import SOCS, soc_problem
+from stages.lowering.socs import Soc, find_soc, soc_problem
 from stages.models.vlm import ModelConfig
 from stages.quantizers.store import QuantizedStore, TensorFormat
 
@@ -36,35 +39,41 @@ UNCOMPILED = {  # operators that it leaves to the CPU, and what it would take in
     "SkipSimplifiedLayerNormalization": "an Add and an RMSNormalization (opset 23)",
     "SimplifiedLayerNormalization": "an RMSNormalization (opset 23)",
 }
-_LARGEST = 65504.0  # float16's
+_LARGEST = 65504.0  # of float16
+_TO_CPU = "Without QNNExecutionProvider in the profile's execution_providers it runs on the CPU, in float32."
 
 
-def compile_encoder(config: ModelConfig, store: QuantizedStore, out: Path, soc: str) -> dict[str, Any]:
-    """Write encoder.hexagon.onnx and its binary into the folder out, for one chip; returns what model.json says of it.
+def compile_encoder(
+    config: ModelConfig,
+    store: QuantizedStore,
+    out: Path,
+    chip: str,
+    ranges: Mapping[str, Mapping[str, float]] | None = None,
+) -> dict[str, Any]:
+    """Write encoder.hexagon.onnx and its binary into the folder out; returns what compile_context does.
 
     The weights are the store's, dequantized and rounded to float16, in which the Hexagon computes all of it.
-    Raises LoweringError where a weight has no float16, and as compile_context does.
+    ranges: {"encoder": {node of the captured graph: largest |value|}}, as the probe found them; None leaves them
+    unchecked. Raises LoweringError where a weight or a value is beyond float16, and as compile_context does.
     """
-    problem = soc_problem(soc)
-    if problem:
-        raise LoweringError(problem[0], hint=problem[1])
+    _chip(chip)
+    program = capture_encoder(config)
+    _check_ranges(program, (ranges or {}).get("encoder", {}))
     with tempfile.TemporaryDirectory(prefix="hexagon-", dir=out) as name:
         path = Path(name) / "encoder.onnx"
-        lower_program(capture_encoder(config), _Float16Store(store), path, outputs=["features"], accuracy_level=0)
-        return compile_context(path, out / "encoder.hexagon.onnx", soc)
+        lower_program(program, _Float16Store(store), path, outputs=["features"], accuracy_level=0)
+        return compile_context(path, out / "encoder.hexagon.onnx", chip)
 
 
-def compile_context(model: Path, out: Path, soc: str) -> dict[str, Any]:
-    """Compile the ONNX file `model` for the chip `soc` ("SM8650"): out, an ONNX file of EPContext nodes, and beside it
-    the binary that it names. The same model gives the same bytes in any folder.
+def compile_context(model: Path, out: Path, chip: str) -> dict[str, Any]:
+    """Compile the ONNX file `model` for a chip, by its name or part number: out, an ONNX file of EPContext nodes, and
+    beside it the binary that it names. The same model gives the same bytes in any folder.
 
-    Returns {"file", "context", "bytes", "soc", "architecture", "provider", "compiler"}; sizes in bytes.
+    Returns {"file", "context", "bytes", "soc", "architecture", "provider", "compiler"}; bytes: of the binary.
     Raises LoweringError for a chip or an operator that cannot be compiled, where the compiler is not installed, where
     it fails, and where its result is not whole; then nothing is left at out.
     """
-    problem = soc_problem(soc)
-    if problem:
-        raise LoweringError(problem[0], hint=problem[1])
+    soc = _chip(chip)
     _check_compiler()
     _check_model(model)
     with tempfile.TemporaryDirectory(prefix="hexagon-", dir=out.parent) as name:
@@ -77,11 +86,31 @@ def compile_context(model: Path, out: Path, soc: str) -> dict[str, Any]:
         "file": out.name,
         "context": binary.name,
         "bytes": (out.parent / binary.name).stat().st_size,
-        "soc": soc,
-        "architecture": SOCS[soc].architecture,
+        "soc": soc.part,
+        "architecture": soc.architecture,
         "provider": PROVIDER,
         "compiler": f"{COMPILER} {VERSION}",
     }
+
+
+def _chip(chip: str) -> Soc:
+    problem, soc = soc_problem(chip), find_soc(chip)
+    if problem or soc is None:
+        raise LoweringError(problem[0] if problem else chip, hint=problem[1] if problem else "")
+    return soc
+
+
+def _check_ranges(program: ExportedProgram, ranges: Mapping[str, float]) -> None:
+    """Nothing here can compute a layer wider, as Core ML's lowering does: what does not fit is named."""
+    beyond = [node for node in program.graph.nodes if ranges.get(node.name, 0) > _LARGEST]
+    if not beyond:
+        return
+    worst = max(beyond, key=lambda node: ranges[node.name])
+    raise LoweringError(
+        f"{len(beyond)} of the encoder's layers leave float16, in which the Hexagon computes: up to "
+        f"{ranges[worst.name]:,.0f} of {_LARGEST:,.0f}, from {source_line(worst)}",
+        hint=f"{_TO_CPU} Or scale the weights before that layer.",
+    )
 
 
 def _check_compiler() -> None:
@@ -92,7 +121,7 @@ def _check_compiler() -> None:
     if found != VERSION:
         raise LoweringError(
             f"a context binary needs {COMPILER} {VERSION}; " + (f"found {found}" if found else "it is not installed"),
-            hint="pip install 'tapeout[qnn]' (Linux x86-64), or set the device profile's soc to null.",
+            hint=f"pip install 'tapeout[qnn]' (Linux x86-64). {_TO_CPU}",
         )
 
 
@@ -122,10 +151,9 @@ def _check_model(model: Path) -> None:
     )
 
 
-def _run(model: Path, context: Path, soc: str) -> None:
+def _run(model: Path, context: Path, soc: Soc) -> None:
     """Compile in a process of its own, in the model's folder: its path would go into the bytes."""
-    chip = SOCS[soc]
-    words = [hexagon_session.__file__, model.name, str(context), str(chip.model), str(chip.architecture)]
+    words = [hexagon_session.__file__, model.name, str(context), str(soc.model), str(soc.architecture)]
     done = subprocess.run([sys.executable, *words], cwd=model.parent, capture_output=True, text=True)
     if done.returncode:
         told = done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"]
@@ -157,15 +185,14 @@ def _left_to_cpu(model: Path, operators: list[str]) -> LoweringError:
     names = ", ".join(f"{count} {operator}" for operator, count in sorted(Counter(operators).items()))
     return LoweringError(
         f"{model.name}: {len(operators)} nodes would be left to the CPU by the Hexagon compiler: {names}",
-        hint="Write them with operators that QNN has (onnxruntime-qnn's documentation lists them), or set the device "
-        "profile's soc to null.",
+        hint=f"Write them with operators that QNN has: onnxruntime-qnn's documentation lists them. {_TO_CPU}",
     )
 
 
 def _failed(model: Path, told: str) -> LoweringError:
     return LoweringError(
         f"{model.name} cannot be compiled for Hexagon: {told}",
-        hint="Set the device profile's soc to null: the model then runs on the CPU.",
+        hint=_TO_CPU,
     )
 
 
@@ -188,7 +215,7 @@ class _Float16Store(QuantizedStore):
         if largest > _LARGEST:
             raise LoweringError(
                 f"weight '{name}' reaches {largest:,.0f}; the Hexagon computes in float16, up to {_LARGEST:,.0f}",
-                hint="Set the device profile's soc to null: the encoder then runs on the CPU in float32.",
+                hint=_TO_CPU,
             )
         return values.astype(np.float16)
 
