@@ -9,14 +9,15 @@ from numpy.typing import NDArray
 
 from pipelines.errors import StageError
 from stages.artifacts import DeviceModel
+from stages.runtimes.processor import check_machine
 
 _PROVIDERS = ["CPUExecutionProvider"]
 _SILENT = 3  # errors are raised; the runtime's warnings are about speed on this host, which nobody here must act on
 
 
 class OnnxSession:
-    """The graphs of a DeviceModel: encoder and decoder, or those that its model.json names. One thread unless told:
-    sums are then in one order.
+    """The decoder of a DeviceModel, and its encoder where it has one. One thread unless told: sums are then in one
+    order.
 
     Raises StageError where ONNX Runtime cannot load a file.
     """
@@ -26,19 +27,12 @@ class OnnxSession:
     def __init__(self, model: DeviceModel, threads: int = 1):
         self.description = model.description()
         self._sessions = {part: _load(model, part, threads) for part in self.description["files"]}
-        if "decoder" in self._sessions:
-            self._optional = {value.name for value in self._sessions["decoder"].get_overridable_initializers()}
-
-    def run(self, part: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """One graph as it is: its inputs by name -> its outputs by name, as model.json describes them."""
-        session = self._sessions[part]
-        names = [value.name for value in session.get_outputs()]
-        return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+        self._optional = {value.name for value in self._sessions["decoder"].get_overridable_initializers()}
 
     def encode(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """pixels (1, 3, S, S) float32 -> visual tokens (T, D) float32."""
-        features = self.run("encoder", {"image": np.ascontiguousarray(pixels, np.float32)})["features"]
-        return np.asarray(features[0])
+        image = np.ascontiguousarray(pixels, np.float32)
+        return np.asarray(self._sessions["encoder"].run(["features"], {"image": image})[0])[0]
 
     def start(self) -> Any:
         """The cache: buffers of the whole context, each bound as past and as present: a step writes its rows only."""
@@ -80,15 +74,29 @@ class OnnxSession:
         return np.asarray(cache.get_outputs()[-1].numpy())[0]
 
 
+class OnnxGraph:
+    """main.onnx of a DeviceModel, a user's module. Raises StageError where ONNX Runtime cannot load it."""
+
+    def __init__(self, model: DeviceModel, threads: int = 1):
+        self._session = _load(model, "main", threads)
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """name -> array of each input; returns the same of each output."""
+        names = [output.name for output in self._session.get_outputs()]
+        return dict(zip(names, map(np.asarray, self._session.run(names, dict(inputs))), strict=True))
+
+
 def _load(model: DeviceModel, part: str, threads: int) -> onnxruntime.InferenceSession:
     description = model.description()
+    if "prepacked_for" in description:
+        check_machine(description["prepacked_for"])
+    path = model.path / description["files"][part]
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.use_deterministic_compute = True
     options.log_severity_level = _SILENT
     for key, value in description.get("session_options", {}).items():
         options.add_session_config_entry(key, value)
-    path = model.path / description["files"][part]
     try:
         return onnxruntime.InferenceSession(path, options, providers=_PROVIDERS)
     except Exception as cause:  # the runtime's own errors have no public base

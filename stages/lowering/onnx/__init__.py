@@ -4,46 +4,78 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 from torch.export import ExportedProgram
 
-from stages.lowering.capture import capture_encoder
+from stages.artifacts import DeviceModel
+from stages.lowering.capture import capture_fixed
 from stages.lowering.description import describe
 from stages.lowering.graph import emit, user_inputs
 from stages.lowering.onnx import attention, operators  # noqa: F401  their emitters register on import
-from stages.lowering.onnx.builder import GraphBuilder
+from stages.lowering.onnx.builder import GraphBuilder, data_type
 from stages.lowering.onnx.decoder import lower_decoder
+from stages.lowering.onnx.deploy import deploy, session_options
+from stages.lowering.onnx.genai import genai_files
 from stages.lowering.onnx.linears import parameters
 from stages.lowering.onnx.weights import check_formats, supported_formats
 from stages.models.vlm import ModelConfig
 from stages.quantizers.store import QuantizedStore
+from stages.runtimes.processor import machine
 
 __all__ = ["lower_onnx", "lower_program", "supported_formats"]
 
-def lower_onnx(
-    config: ModelConfig, store: QuantizedStore, out: Path, *, context: int, accuracy_level: int
-) -> dict[str, Any]:
-    """Write encoder.onnx and decoder.onnx with their .data into out; returns the description for model.json.
 
-    encoder  image (1, 3, S, S) float32 -> features (1, T, hidden) float32
-    decoder  input_ids (1, N) int64, image_features (1, N, hidden) float32, position (1,) int64, past_key_values.I.key
-             and .value (1, KV, P, head_dim) float32 -> logits (1, N, vocabulary) float32, present.I.key and .value.
-             N is any number. P is `context` (give the same buffer as past and present), or the rows before position.
+def lower_onnx(
+    config: ModelConfig,
+    store: QuantizedStore,
+    out: Path,
+    *,
+    context: int,
+    accuracy_level: int,
+    format: str = "onnx",
+    prepacking: str = "load",
+    architecture: str | None = None,
+) -> dict[str, Any]:
+    """Write the model's graphs into out; returns the description for model.json.
+
+    encoder  image (1, 3, S, S) float32 -> features (1, T, hidden) float32, where there is a tower
+    decoder  as onnxruntime-genai drives one (see decoder.py), with genai_config.json beside it
+    main     of a user's module: the inputs and outputs that its configuration names
 
     context: rows of the rotary tables, the most that prompt and answer can have. accuracy_level: 0 or 1 computes with
     float32 inputs, 4 rounds the inputs of quantized products to int8, block by block (faster; int8 weights need it).
-    Raises LoweringError for an operator or a weight format that ONNX Runtime cannot hold.
+    format: "onnx", graphs with external data, or "ort", for builds of the runtime with a few operators only.
+    prepacking: "load", "off" or "saved", and architecture, the device's processor: see deploy.py.
+    Raises LoweringError for an operator, a weight format, or a choice of these that ONNX Runtime cannot hold.
     """
     check_formats(store)
     settings: dict[str, int] = {"accuracy_level": accuracy_level, "context": context}
-    encoder = lower_program(capture_encoder(config), store, out / "encoder.onnx", outputs=["features"], **settings)
-    with GraphBuilder(out / "decoder.onnx", store, **settings) as graph:
-        decoder = _save(graph, "decoder", *lower_decoder(config, graph))
-    functions = {"encoder": encoder, "decoder": decoder}
-    return describe(
-        config, runtime="onnxruntime", suffix="onnx", context=context, prefill_chunk=None, functions=functions
+    functions: dict[str, Any] = {}
+    for name, program in capture_fixed(config).items():
+        outputs = config.module.outputs if config.module else ["features"]
+        functions[name] = lower_program(program, store, out / f"{name}.onnx", outputs=outputs, **settings)
+    if config.text is not None:
+        with GraphBuilder(out / "decoder.onnx", store, **settings) as graph:
+            functions["decoder"] = _save(graph, "decoder", *lower_decoder(config, graph))
+    deploy(
+        [out / f"{name}.onnx" for name in functions], format=format, prepacking=prepacking, architecture=architecture
     )
+    for name in functions:
+        functions[name]["file"] = f"{name}.{format}"
+    description = describe(
+        config, runtime="onnxruntime", suffix=format, context=context, prefill_chunk=None, functions=functions
+    )
+    options = session_options(prepacking)
+    if config.text is not None:
+        files = genai_files(
+            config.text, store.path, filename=f"decoder.{format}", context=context, session_options=options
+        )
+        for name, content in files.items():
+            DeviceModel(out).write_json(name, content)
+    extra: dict[str, Any] = {"session_options": options} if options else {}
+    if prepacking == "saved":
+        extra["prepacked_for"] = machine()
+    return description | extra
 
 
 def lower_program(
@@ -61,10 +93,7 @@ def lower_program(
     """
     with GraphBuilder(path, store, context=context, accuracy_level=accuracy_level) as graph:
         inputs = {
-            name: graph.input(
-                name, ir.DataType.from_numpy(np.dtype(str(value.dtype).removeprefix("torch."))), value.shape
-            )
-            for name, value in user_inputs(program).items()
+            name: graph.input(name, data_type(value.dtype), value.shape) for name, value in user_inputs(program).items()
         }
         graph.parameters = parameters(program)
         values = emit(program, "onnx", graph, inputs)
@@ -78,13 +107,14 @@ def _save(graph: GraphBuilder, name: str, inputs: list[ir.Value], outputs: dict[
     graph.save(name, inputs, outputs)
     return {
         "file": graph.path.name,
-        "inputs": {str(value.name): _described(value) for value in inputs},  # those with a default may be left out
+        "inputs": {str(value.name): _described(value) for value in inputs},
         "outputs": {str(value.name): _described(value) for value, _ in outputs.values()},
         "states": {},
     }
 
 
 def _described(value: ir.Value) -> dict[str, Any]:
+    """optional: there is a default, so that a caller may leave the input out."""
     sizes = [size if isinstance(size, int) else str(size.value) for size in value.shape or ()]
     optional = {"optional": True} if value.const_value is not None else {}
     return {"shape": sizes, "dtype": str(value.dtype.numpy())} | optional  # type: ignore[union-attr]

@@ -8,12 +8,21 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from stages.lowering.graph import Weight
+from stages.lowering.graph import Constant, Weight
 from stages.quantizers.store import QuantizedStore
 
 OPSET, IR_VERSION = 21, 10
 MICROSOFT = "com.microsoft"
+_SMALL = 256  # bytes of a constant that stands in the graph itself
 _PAGE, _LINE = 4096, 64  # alignment of tensors of a MiB and more (mapped by the runtime), and of smaller ones
+
+
+Operand = ir.Value | Weight | Constant | None
+
+
+def data_type(dtype: Any) -> ir.DataType:
+    """ONNX's name of a torch dtype."""
+    return ir.DataType.from_numpy(np.dtype(str(dtype).removeprefix("torch.")))
 
 
 class GraphBuilder:
@@ -58,7 +67,7 @@ class GraphBuilder:
     def op(
         self,
         operator: str,
-        *inputs: ir.Value | Weight | None,
+        *inputs: Operand,
         domain: str = "",
         dtype: ir.DataType | None = None,
         **attributes: Any,
@@ -70,13 +79,13 @@ class GraphBuilder:
         self,
         outputs: int,
         operator: str,
-        *inputs: ir.Value | Weight | None,
+        *inputs: Operand,
         domain: str = "",
         dtype: ir.DataType | None = None,
         **attributes: Any,
     ) -> list[ir.Value]:
         """Append a node of several outputs, all of one dtype."""
-        values = [self.tensor(value) if isinstance(value, Weight) else value for value in inputs]
+        values = [self.value(value) if isinstance(value, Weight | Constant) else value for value in inputs]
         node = ir.node(operator, values, attributes, domain=domain, num_outputs=outputs)
         for index, output in enumerate(node.outputs):
             output.name = f"{operator}_{len(self._nodes)}" + (f"_{index}" if index else "")
@@ -93,20 +102,35 @@ class GraphBuilder:
             self._constants[key] = self._initializer(name, ir.tensor(array, name=name))
         return self._constants[key]
 
+    def value(self, tensor: ir.Value | Weight | Constant) -> ir.Value:
+        """A tensor as it is; a weight as float32 in its own shape; what the model's code made, as that stands there.
+
+        The runtime computes a weight once, when it loads the model.
+        """
+        if isinstance(tensor, ir.Value):
+            return tensor
+        if isinstance(tensor, Constant):
+            return self._made(tensor)
+        from stages.lowering.onnx.weights import dense
+
+        return dense(self, tensor)
+
     def operand(self, value: Any, like: ir.Value) -> ir.Value:
-        """A tensor as it is; a weight as float32; a Python number as a constant of the dtype of `like`."""
-        if isinstance(value, ir.Value):
-            return value
-        if isinstance(value, Weight):
-            return self.tensor(value)
+        """As `value`; a Python number becomes a constant of the dtype of `like`."""
+        if isinstance(value, ir.Value | Weight | Constant):
+            return self.value(value)
         assert like.dtype is not None
         return self.constant(value, like.dtype.numpy().type)
 
-    def tensor(self, weight: Weight) -> ir.Value:
-        """All of a weight as float32 in its own shape. The runtime computes it once, when it loads the model."""
-        from stages.lowering.onnx.weights import dense
-
-        return dense(self, weight)
+    def _made(self, constant: Constant) -> ir.Value:
+        if constant.array.nbytes <= _SMALL:
+            return self.constant(constant.array)
+        if ("made", constant.name) not in self.shared:
+            dtype = ir.DataType.from_numpy(constant.array.dtype)
+            self.shared["made", constant.name] = self.stored(
+                f"made.{constant.name}", constant.array, dtype, constant.array.shape
+            )
+        return self.shared["made", constant.name]
 
     def stored(self, name: str, array: NDArray[Any], dtype: ir.DataType, shape: Sequence[int]) -> ir.Value:
         """An initializer over these bytes, packed already where dtype has under 8 bits, appended to the data."""

@@ -1,7 +1,5 @@
 """The decoder as onnxruntime-genai drives one: token ids, a mask that says by its length how far they go, caches."""
 
-from typing import Any
-
 import numpy as np
 import onnx_ir as ir
 

@@ -31,7 +31,7 @@ def linear(graph: GraphBuilder, node: Node, x: ir.Value, weight: Weight, bias: W
     if ("part", node) not in graph.shared:
         group = _fusible(graph, node)
         if len(group) == 1:
-            return weights.linear(graph, x, [weight], [graph.tensor(bias)] if bias else [])
+            return weights.linear(graph, x, [weight], [graph.value(bias)] if bias else [])
         _fuse(graph, group, x)
     return graph.shared["part", node]
 
@@ -45,7 +45,7 @@ def packed(graph: GraphBuilder, parts: list[ir.Value]) -> ir.Value | None:
 
 def _fuse(graph: GraphBuilder, group: list[Node], x: ir.Value) -> None:
     matrices = [graph.parameters[node.args[1].name] for node in group]  # type: ignore[union-attr]
-    offsets = [graph.tensor(graph.parameters[node.args[2].name]) for node in group if len(node.args) > 2]  # type: ignore[union-attr]
+    offsets = [graph.value(graph.parameters[node.args[2].name]) for node in group if len(node.args) > 2]  # type: ignore[union-attr]
     product = weights.linear(graph, x, matrices, offsets)
     sizes = [matrix.shape[0] for matrix in matrices]
     parts = graph.ops(len(group), "Split", product, graph.constant(sizes, "int64"), axis=-1)

@@ -146,9 +146,7 @@ class _Blocks:
         """Packed row by row; each row starts a byte."""
         packed = [self._packed_points(name) for name in self.names]
         shape = (self.rows, packed[0].shape[1])
-        return self.graph.placed(
-            f"{self.label}.zero_points", self.graph.append(*packed), ir.DataType.UINT8, shape
-        )
+        return self.graph.placed(f"{self.label}.zero_points", self.graph.append(*packed), ir.DataType.UINT8, shape)
 
     def _packed_points(self, name: str) -> NDArray[np.uint8]:
         points = self.graph.store.zero_points(name).repeat(self.count // self.form.groups, axis=1)
