@@ -15,11 +15,11 @@ import yaml
 from convert.spent import REPOSITORY
 from pipelines.typed import check
 from pipelines.workspace import Workspace
-from stages.artifacts import DeviceModel
 
 # As both peers round: symmetric, in blocks of 32, the embedding table with them.
 ROUNDING = {"method": "rtn", "bits": 4, "group_size": 32, "symmetric": True, "embeddings": 4, "scale_search": False}
-CHUNK, ACCURACY_LEVEL = 64, 4
+CONVERSION = {"prefill_chunk": 64, "accuracy_level": 4}  # 4: as genai's builder writes it
+DEVICES = {"coreml": "iphone-15-pro", "onnx": "pixel-8"}
 
 
 def main(runtime: str, checkpoint: Path, out: Path, context: int) -> dict[str, Any]:
@@ -29,26 +29,17 @@ def main(runtime: str, checkpoint: Path, out: Path, context: int) -> dict[str, A
         nonlocal clock
         seconds[name], clock = round(time.monotonic() - clock, 2), time.monotonic()
 
-    from stages import load, quantize, schema
+    from stages import convert, load, quantize, schema
 
-    loaded = load.load(typed("model", "reference", schema.ModelConfig, {"path": str(checkpoint)}), room(out, "loaded"))
+    model = typed("model", "reference", schema.ModelConfig, {"path": str(checkpoint)})
+    loaded = load.load(model, room(out, "loaded"))
     lap("load")
     rounding = typed("quantize", "int4", schema.QuantizeConfig, ROUNDING)
-    model = quantize.quantize(loaded, rounding, room(out, "rounded"))
+    rounded = quantize.quantize(loaded, rounding, room(out, "rounded"))
     lap("quantize")
-    target = room(out, "model").out
-    if runtime == "coreml":
-        from stages.lowering.coreml import lower_coreml
-
-        described = lower_coreml(model.config(), model.store(), target, context=context, prefill_chunk=CHUNK)
-    else:
-        from stages.lowering.onnx import lower_onnx
-
-        described = lower_onnx(model.config(), model.store(), target, context=context, accuracy_level=ACCURACY_LEVEL)
-    DeviceModel(target).write_json("model.json", described)
-    for path in (loaded.path / "tokenizer.json", checkpoint / "tokenizer_config.json"):
-        if path.is_file():
-            (target / path.name).write_bytes(path.read_bytes())
+    conversion = typed("convert", "default", schema.ConvertConfig, CONVERSION | {"context": context})
+    device = typed("device", DEVICES[runtime], schema.DeviceProfile, {})
+    convert.convert(rounded, conversion, device, room(out, "model"))
     lap("lower")
     return {"seconds": seconds}
 

@@ -4,13 +4,15 @@ import hashlib
 from importlib import metadata
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
 from pipelines.errors import LoweringError
 from stages.lowering.capture import capture_encoder
-from stages.lowering.onnx.hexagon import COMPILER, PROVIDER, VERSION, compile_context, compile_encoder
+from stages.lowering.onnx.hexagon import COMPILER, PROVIDER, VERSION, compile_context, compile_encoder, run_context
+from tests.converted import converted
 from tests.rounded import rounded
 from tests.toy import toy_checkpoint
 
@@ -94,6 +96,18 @@ def test_the_encoder_is_one_context_with_the_same_bytes_in_any_folder(tmp_path, 
     graph = onnx.load(folders[0] / described["file"]).graph
     assert {(node.domain, node.op_type) for node in graph.node} == {("com.microsoft", "EPContext")}
     assert [value.name for value in (*graph.input, *graph.output)] == ["image", "features"]
+
+
+@needs_compiler
+def test_the_binary_computes_what_onnx_runtime_does_in_float16(tmp_path):
+    """In QNN's emulation of the Hexagon."""
+    toy = converted(tmp_path)
+    image = np.random.default_rng(0).standard_normal((1, 3, 32, 32)).astype(np.float32)
+    described = compile_encoder(toy.model.config(), toy.model.store(), tmp_path / "device", CHIP)
+    found = run_context(tmp_path / "device" / described["file"], {"image": image})["features"][0]
+    expected = toy.session.encode(image)
+    difference = np.abs(found - expected).max() / np.abs(expected).max()
+    assert 0 < difference < 5e-3
 
 
 def test_a_layer_beyond_float16_is_named_with_its_line(tmp_path):
