@@ -7,6 +7,7 @@ The format (github.com/huggingface/safetensors): 8 bytes little-endian header le
 import json
 import math
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -128,7 +129,7 @@ def _check_extent(path: Path, entries: dict[str, TensorEntry], data: int, size: 
 
 
 class TensorReader:
-    """A safetensors file mapped into memory. Arrays are read-only views of it; float16, float32, integers only."""
+    """A safetensors file mapped into memory. Arrays are read-only views of it; bfloat16 becomes float32."""
 
     def __init__(self, path: Path, error: type[TapeoutError] = StoreError):
         self.entries = read_header(path, error)
@@ -140,7 +141,84 @@ class TensorReader:
         entry = self.entries.get(name)
         if entry is None:
             raise self._error(f"{self._path} holds no tensor '{name}'", hint="The file and its description differ.")
-        return self._bytes[entry.begin : entry.end].view(NUMPY_TYPES[entry.dtype]).reshape(entry.shape)
+        return as_array(self._bytes[entry.begin : entry.end], entry.dtype).reshape(entry.shape)
+
+
+def as_array(data: NDArray[np.uint8], dtype: str) -> NDArray[Any]:
+    """Little-endian bytes as an array of one axis: a view, but for BF16, which becomes float32 (exactly)."""
+    if dtype == "BF16":
+        return (data.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    return data.view(NUMPY_TYPES[dtype])
+
+
+def layout_of(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> tuple[bytes, dict[str, TensorEntry]]:
+    """The first bytes of a file that holds `tensors` {name: (dtype, shape)}, and where each lies in it.
+
+    Wide items come first, so that every tensor is aligned to its own size; then by name.
+    """
+    spans: dict[str, tuple[int, int]] = {}
+    position = 0
+    for name in sorted(tensors, key=lambda name: (-ITEM_SIZES[tensors[name][0]], name)):
+        dtype, shape = tensors[name]
+        spans[name] = position, position + math.prod(shape) * ITEM_SIZES[dtype]
+        position = spans[name][1]
+    header = {
+        name: {"data_offsets": list(span), "dtype": tensors[name][0], "shape": list(tensors[name][1])}
+        for name, span in spans.items()
+    }
+    text = json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    data = 8 + len(text)
+    entries = {name: TensorEntry(*tensors[name], data + begin, data + end) for name, (begin, end) in spans.items()}
+    return len(text).to_bytes(8, "little") + text, entries
+
+
+class PlannedWriter:
+    """Writes a safetensors file whose tensors are known beforehand, each once to its place; same bytes as TensorWriter.
+
+    tensors: {name: (dtype, shape)}. The file appears, whole, on `close`; leaving by an error leaves none.
+    """
+
+    def __init__(self, path: Path, tensors: Mapping[str, tuple[str, tuple[int, ...]]]):
+        start, self.entries = layout_of(tensors)
+        self.path, self._partial = path, path.with_name(path.name + ".partial")
+        self._file = self._partial.open("wb")
+        self._file.write(start)
+        self._left = {name: entry.end - entry.begin for name, entry in self.entries.items()}
+
+    def order(self) -> list[str]:
+        """The names in the order of the file, in which writing is fastest."""
+        return sorted(self.entries, key=lambda name: self.entries[name].begin)
+
+    def write(self, name: str, data: memoryview | bytes) -> None:
+        """The next of the tensor's little-endian bytes. Raises StoreError for more than it has."""
+        entry, size = self.entries[name], memoryview(data).nbytes
+        if size > self._left[name]:
+            raise StoreError(f"tensor '{name}' got more bytes than it has in {self.path}")
+        self._file.seek(entry.end - self._left[name])
+        self._file.write(data)
+        self._left[name] -= size
+
+    def close(self) -> None:
+        """Let the file appear. Raises StoreError where a tensor is not whole."""
+        missing = [name for name, left in self._left.items() if left]
+        self._file.close()
+        if missing:
+            self._partial.unlink()
+            raise StoreError(f"{self.path}: {len(missing)} tensors were not written, the first of them {missing[0]}")
+        self._partial.replace(self.path)
+
+    def __enter__(self) -> "PlannedWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._file.close()
+            self._partial.unlink(missing_ok=True)
 
 
 class TensorWriter:
@@ -170,21 +248,11 @@ class TensorWriter:
 
     def close(self) -> None:
         """Write the file."""
-        header: dict[str, Any] = {}
-        position = 0
-        # Wide items first, so that every tensor is aligned to its own size; then by name.
-        order = sorted(self._entries, key=lambda name: (-ITEM_SIZES[self._entries[name].dtype], name))
-        for name in order:
-            entry = self._entries[name]
-            end = position + entry.end - entry.begin
-            header[name] = {"data_offsets": [position, end], "dtype": entry.dtype, "shape": list(entry.shape)}
-            position = end
-        text = json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
-        text += b" " * (-len(text) % _ALIGNMENT)
+        start, places = layout_of({name: (entry.dtype, entry.shape) for name, entry in self._entries.items()})
         partial = self.path.with_name(self.path.name + ".partial")
         with partial.open("wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            for name in order:
+            file.write(start)
+            for name in sorted(places, key=lambda name: (places[name].begin, places[name].end)):
                 self._copy(self._entries[name], file)
         partial.replace(self.path)
         self.discard()

@@ -13,20 +13,25 @@ from tokenizers import Tokenizer
 from pipelines.errors import CheckpointError, nearest
 from stages.models.fastvit import VisionConfig
 from stages.models.qwen2 import TextConfig
-from stages.models.vlm import ModelConfig
+from stages.models.vlm import ModelConfig, ModuleConfig
 
+ARCHITECTURES = ("fastvlm", "qwen2", "module")
 ASPECTS = ("pad", "crop", "stretch")
+RESAMPLING = ("bilinear", "bicubic")
 MIXERS = ("repmixer", "attention")
-_CONFIG_KEYS = ("architecture", "vision", "text", "image_token_id")
-_PREPROCESSING_TYPES: dict[str, Any] = {
+_CONFIG_KEYS = {
+    "fastvlm": ("architecture", "vision", "text", "image_token_id"),
+    "qwen2": ("architecture", "text"),
+    "module": ("architecture", "module"),
+}
+_TEXT_TYPES: dict[str, Any] = {"prompt_template": str, "end_token": str, "max_new_tokens": int}
+_IMAGE_TYPES: dict[str, Any] = {
     "image_size": int,
     "mean": tuple[float, float, float],
     "std": tuple[float, float, float],
     "aspect": str,
-    "prompt_template": str,
+    "resample": str,
     "image_token": str,
-    "end_token": str,
-    "max_new_tokens": int,
 }
 
 
@@ -48,54 +53,66 @@ def read_object(path: Path) -> dict[str, Any]:
 
 def check_config(values: dict[str, Any], path: Path) -> ModelConfig:
     """The model's configuration. Raises CheckpointError for a missing, unknown, mistyped or impossible value."""
-    if values.get("architecture", "fastvlm") != "fastvlm":
+    architecture = values.get("architecture", "fastvlm")
+    if architecture not in ARCHITECTURES:
         raise CheckpointError(
-            f"{path}: architecture is {values['architecture']!r}; expected 'fastvlm'",
-            hint="Today models of FastVLM's architecture can be built, in the layout that README.md describes.",
+            f"{path}: architecture is {architecture!r}; expected one of {', '.join(ARCHITECTURES)}",
+            hint=f"{nearest(str(architecture), ARCHITECTURES)} README.md says which models can be built.".strip(),
         )
-    _check_keys(values, _CONFIG_KEYS, path, "")
-    for section, kind in (("vision", VisionConfig), ("text", TextConfig)):
+    _check_keys(values, _CONFIG_KEYS[architecture], path, "")
+    kinds = {"vision": VisionConfig, "text": TextConfig, "module": ModuleConfig}
+    for section in (key for key in kinds if key in _CONFIG_KEYS[architecture]):
+        kind = kinds[section]
         if not isinstance(values[section], dict):
             raise CheckpointError(f"{path}: {section} is {values[section]!r}; expected an object, {{...}}")
         _check_keys(values[section], [field.name for field in fields(kind)], path, section + ".")
-        for key, expected in get_type_hints(kind).items():
+        for key, expected in get_type_hints(kind).items() if section != "module" else ():
             _check_type(values[section][key], expected, path, f"{section}.{key}")
-    _check_type(values["image_token_id"], int, path, "image_token_id")
-    for key, problem in _contradictions(values["vision"], values["text"], values["image_token_id"]):
+    if architecture == "fastvlm":
+        _check_type(values["image_token_id"], int, path, "image_token_id")
+    for key, problem in _contradictions(values):
         raise CheckpointError(f"{path}: {key} {problem}", hint="Take the config.json that the model was trained with.")
     return ModelConfig.from_dict(values)
 
 
 def check_preprocessing(values: dict[str, Any], config: ModelConfig, path: Path) -> None:
     """Raises CheckpointError for a missing, unknown, mistyped or impossible value."""
-    _check_keys(values, list(_PREPROCESSING_TYPES), path, "")
-    for key, expected in _PREPROCESSING_TYPES.items():
+    types = {**(_IMAGE_TYPES if config.vision else {}), **_TEXT_TYPES}
+    _check_keys(values, list(types), path, "")
+    for key, expected in types.items():
         _check_type(values[key], expected, path, key)
     problems = {
-        "image_size": (
-            values["image_size"] != config.vision.image_size,
-            f"expected {config.vision.image_size}, config.json's vision.image_size",
-        ),
-        "std": (min(values["std"]) <= 0, "expected three numbers above 0"),
-        "aspect": (
-            values["aspect"] not in ASPECTS,
-            f"expected one of {', '.join(ASPECTS)}; {nearest(values['aspect'], ASPECTS)}",
-        ),
         "prompt_template": (
-            any(values["prompt_template"].count(part) != 1 for part in ("{image}", "{question}")),
-            "expected {image} and {question} once each",
+            any(values["prompt_template"].count(part) != 1 for part in ("{image}", "{question}")[not config.vision :]),
+            "expected {image} and {question} once each" if config.vision else "expected {question} once",
         ),
         "max_new_tokens": (values["max_new_tokens"] < 1, "expected 1 or more"),
     }
+    if config.vision:
+        problems |= {
+            "image_size": (
+                values["image_size"] != config.vision.image_size,
+                f"expected {config.vision.image_size}, config.json's vision.image_size",
+            ),
+            "std": (min(values["std"]) <= 0, "expected three numbers above 0"),
+            **{
+                key: (
+                    values[key] not in choices,
+                    f"expected one of {', '.join(choices)}; {nearest(values[key], choices)}",
+                )
+                for key, choices in (("aspect", ASPECTS), ("resample", RESAMPLING))
+            },
+        }
     for key, (wrong, expected) in problems.items():
         if wrong:
             raise CheckpointError(f"{path}: {key} is {values[key]!r}; {expected}", hint=f"Correct {key} in that file.")
 
 
-def check_tokenizer(path: Path, config: ModelConfig, preprocessing: dict[str, Any]) -> None:
+def check_tokenizer(text: bytes, path: Path, config: ModelConfig, preprocessing: dict[str, Any]) -> None:
     """The tokenizer fits the embedding and knows the special tokens. Raises CheckpointError where not."""
+    assert config.text is not None
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_str(text.decode())
     except Exception as cause:  # the library raises bare Exception for all that it cannot read
         raise CheckpointError(
             f"{path} is not a tokenizer that the tokenizers library reads: {cause}",
@@ -109,13 +126,15 @@ def check_tokenizer(path: Path, config: ModelConfig, preprocessing: dict[str, An
             "(text.vocab_size in config.json)",
             hint="Take the tokenizer that the model was trained with.",
         )
-    for key in ("image_token", "end_token"):
+    for key in ("image_token", "end_token") if config.vision else ("end_token",):
         if preprocessing[key] not in vocabulary:
             special = sorted(str(token.content) for token in tokenizer.get_added_tokens_decoder().values())
             raise CheckpointError(
                 f"{path} does not know the token {preprocessing[key]!r}, preprocessing.json's {key}",
                 hint=f"{nearest(preprocessing[key], vocabulary)} Its special tokens: {', '.join(special)}.".strip(),
             )
+    if not config.vision:
+        return
     found = vocabulary[preprocessing["image_token"]]
     if found != config.image_token_id:
         raise CheckpointError(
@@ -160,16 +179,32 @@ def _described(expected: Any) -> str:
     return {int: "an integer", float: "a finite number", str: "a string", bool: "true or false"}[expected]
 
 
-def _contradictions(vision: dict[str, Any], text: dict[str, Any], image_token_id: int) -> list[tuple[str, str]]:
+def _contradictions(config: dict[str, Any]) -> list[tuple[str, str]]:
     """Values that no model can have: (key, what is wrong with it)."""
+    vision, text = config.get("vision"), config.get("text")
     problems = []
-    for section, values in (("vision", vision), ("text", text)):
+    for section, values in (("vision", vision or {}), ("text", text or {})):
         for key, value in values.items():
             numbers = [value] if type(value) in (int, float) else value if key in ("depths", "widths") else []
             if any(number <= 0 for number in numbers):
                 problems.append((f"{section}.{key}", f"is {value}; expected numbers above 0"))
     if problems:
         return problems
+    problems = _tower_problems(vision) if vision else []
+    if text:
+        heads, shared = text["num_attention_heads"], text["num_key_value_heads"]
+        if text["hidden_size"] % (2 * heads):
+            problems.append(("text.hidden_size", f"is {text['hidden_size']}; expected a multiple of 2 x {heads} heads"))
+        if heads % shared:
+            problems.append(("text.num_key_value_heads", f"is {shared}; expected a divisor of {heads} heads"))
+    if text and vision and not 0 <= config["image_token_id"] < text["vocab_size"]:
+        found = f"is {config['image_token_id']}; expected less than vocab_size, {text['vocab_size']}"
+        problems.append(("image_token_id", found))
+    return problems
+
+
+def _tower_problems(vision: dict[str, Any]) -> list[tuple[str, str]]:
+    problems = []
     stages = len(vision["depths"])
     for key in ("depths", "widths", "mixers", "strides"):
         if len(vision[key]) != stages or not stages:
@@ -183,16 +218,7 @@ def _contradictions(vision: dict[str, Any], text: dict[str, Any], image_token_id
             )
     if any(stride < 1 for pair in vision["strides"] for stride in pair):
         problems.append(("vision.strides", f"is {vision['strides']}; expected numbers above 0"))
-    if not problems:
-        problems += _misfits(vision)
-    heads, shared = text["num_attention_heads"], text["num_key_value_heads"]
-    if text["hidden_size"] % (2 * heads):
-        problems.append(("text.hidden_size", f"is {text['hidden_size']}; expected a multiple of 2 x {heads} heads"))
-    if heads % shared:
-        problems.append(("text.num_key_value_heads", f"is {shared}; expected a divisor of {heads} heads"))
-    if not 0 <= image_token_id < text["vocab_size"]:
-        problems.append(("image_token_id", f"is {image_token_id}; expected less than vocab_size, {text['vocab_size']}"))
-    return problems
+    return problems or _misfits(vision)
 
 
 def _misfits(vision: dict[str, Any]) -> list[tuple[str, str]]:

@@ -30,6 +30,11 @@ def folder(good: Path, tmp_path: Path) -> Path:
     return path
 
 
+def model_config(path: Path, **others: object) -> ModelConfig:
+    keys = {"revision": None, "shape": None, "module": None, "inputs": None, "outputs": None}
+    return ModelConfig(str(path), **{**keys, **others})
+
+
 def workspace(path: Path) -> Workspace:
     for name in ("out", "scratch"):
         (path / name).mkdir(parents=True, exist_ok=True)
@@ -37,7 +42,7 @@ def workspace(path: Path) -> Workspace:
 
 
 def test_a_good_checkpoint_keeps_every_value(folder: Path, tmp_path: Path) -> None:
-    checkpoint = load(ModelConfig(str(folder)), workspace(tmp_path))
+    checkpoint = load(model_config(folder), workspace(tmp_path))
     before, after = load_file(folder / "model.safetensors"), load_file(checkpoint.weights)
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) and after[name].dtype == torch.float16 for name in before)
@@ -54,18 +59,18 @@ def test_a_good_checkpoint_keeps_every_value(folder: Path, tmp_path: Path) -> No
 
 
 def test_bytes_do_not_depend_on_how_the_checkpoint_was_written(folder: Path, tmp_path: Path) -> None:
-    first = load(ModelConfig(str(folder)), workspace(tmp_path / "1"))
+    first = load(model_config(folder), workspace(tmp_path / "1"))
     state = load_file(folder / "model.safetensors")
     save_file(dict(reversed(state.items())), folder / "model.safetensors", metadata={"host": "here"})
     (folder / "config.json").write_text(json.dumps(json.loads((folder / "config.json").read_text()), indent=7))
-    second = load(ModelConfig(str(folder)), workspace(tmp_path / "2"))
+    second = load(model_config(folder), workspace(tmp_path / "2"))
     for file in first.path.iterdir():
         assert file.read_bytes() == (second.path / file.name).read_bytes()
 
 
 def test_loading_again_what_was_loaded_changes_nothing(folder: Path, tmp_path: Path) -> None:
-    first = load(ModelConfig(str(folder)), workspace(tmp_path / "1"))
-    second = load(ModelConfig(str(first.path)), workspace(tmp_path / "2"))
+    first = load(model_config(folder), workspace(tmp_path / "1"))
+    second = load(model_config(first.path), workspace(tmp_path / "2"))
     for file in first.path.iterdir():
         assert file.read_bytes() == (second.path / file.name).read_bytes()
 
@@ -158,7 +163,7 @@ BAD = {
     ),
     "sharded": (
         lambda path: (path / WEIGHTS).rename(path / "model-00001-of-00002.safetensors"),
-        ["model.safetensors is missing", "model-00001-of-00002.safetensors", "join several into one"],
+        ["model.safetensors is missing", "model-00001-of-00002.safetensors", "shards need model.safetensors.index"],
     ),
     "only a pickle": (only_a_pickle, ["is missing", "pytorch_model.bin may be a Python pickle", "weights_only=True"]),
     "pickle": (pickled, ["model.safetensors is a zip archive, as torch.save writes", "was not opened", "save_file"]),
@@ -191,7 +196,7 @@ BAD = {
     ),
     "dtype": (
         tensors(lambda state: state.update({"text.norm.weight": torch.ones(64, dtype=torch.float64)})),
-        ["1 neither float16 nor float32: text.norm.weight (found F64)", "tensor.to(torch.float16)"],
+        ["1 neither float16, bfloat16 nor float32: text.norm.weight (found F64)", "tensor.to(torch.float16)"],
     ),
     "layers": (values(CONFIG, text__num_hidden_layers=3), ["12 missing: text.layers.2", "and 7 more"]),
     "not finite": (
@@ -248,7 +253,10 @@ BAD = {
         values(CONFIG, text__num_attention_heads=3, text__num_key_value_heads=1),
         ["text.hidden_size is 64; expected a multiple of 2 x 3 heads"],
     ),
-    "architecture": (values(CONFIG, architecture="llama"), ["architecture is 'llama'; expected 'fastvlm'"]),
+    "architecture": (
+        values(CONFIG, architecture="llama"),
+        ["architecture is 'llama'; expected one of fastvlm, qwen2, module"],
+    ),
     "tokenizer kind": (text(TOKENIZER, "{}"), ["tokenizer.json is not a tokenizer"]),
     "tokenizer size": (other_tokenizer, ["token ids up to 298", "the embedding has 288 rows"]),
     "image token": (values(CONFIG, image_token_id=257), ["gives '<image>' the id 258", "image_token_id is 257"]),
@@ -278,7 +286,7 @@ def test_a_bad_checkpoint_gets_one_message(name: str, folder: Path, tmp_path: Pa
     damage(folder)
     work = workspace(tmp_path)
     with pytest.raises(CheckpointError) as caught:
-        load(ModelConfig(str(folder)), work)
+        load(model_config(folder), work)
     message = str(caught.value)
     assert [part for part in parts if part not in message] == [], message
     assert list(work.out.iterdir()) == []
@@ -286,9 +294,9 @@ def test_a_bad_checkpoint_gets_one_message(name: str, folder: Path, tmp_path: Pa
 
 def test_a_folder_that_is_not_there(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"there is no checkpoint at .*modle\n.*did you mean 'model'"):
-        load(ModelConfig(str(folder.with_name("modle"))), workspace(tmp_path))
+        load(model_config(folder.with_name("modle")), workspace(tmp_path))
     with pytest.raises(CheckpointError, match="is a file; expected a folder"):
-        load(ModelConfig(str(folder / "config.json")), workspace(tmp_path))
+        load(model_config(folder / "config.json"), workspace(tmp_path))
 
 
 def test_a_pickle_is_never_run(folder: Path, tmp_path: Path) -> None:
@@ -300,9 +308,9 @@ def test_a_pickle_is_never_run(folder: Path, tmp_path: Path) -> None:
 
     (folder / WEIGHTS).write_bytes(pickle.dumps(Bomb()))
     with pytest.raises(CheckpointError, match="is a Python pickle"):
-        load(ModelConfig(str(folder)), workspace(tmp_path))
+        load(model_config(folder), workspace(tmp_path))
     with zipfile.ZipFile(folder / WEIGHTS, "w") as archive:
         archive.writestr("data.pkl", pickle.dumps(Bomb()))
     with pytest.raises(CheckpointError, match="is a zip archive"):
-        load(ModelConfig(str(folder)), workspace(tmp_path))
+        load(model_config(folder), workspace(tmp_path))
     assert not (tmp_path / "ran").exists()
