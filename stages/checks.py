@@ -10,14 +10,17 @@ import re
 
 from pipelines.errors import ConfigError, nearest
 from stages.evaluation.names import MODEL_METRICS, PARITY_METRICS, TASK_METRICS, TASKS
-from stages.lowering.limits import block_size, chunk_size, coreml_sizes, coreml_system
+from stages.lowering.limits import HEXAGON, Problem, block_size, chunk_size, coreml_sizes, coreml_system
+from stages.lowering.socs import hexagon_problem
 from stages.quantizers.choices import Choice, check_choices
 from stages.quantizers.choices import uses_statistics as choices_use_statistics
+from stages.runtimes.processor import machine
 from stages.schema import (
     CalibrateConfig,
     ConvertConfig,
     DeviceProfile,
     Gate,
+    Prepacking,
     ProbeConfig,
     QuantizeConfig,
     QuestionsConfig,
@@ -50,10 +53,10 @@ def weight_formats(config: QuantizeConfig, device: DeviceProfile) -> None:
 
 def sizes(config: ConvertConfig, device: DeviceProfile) -> None:
     """Raise ConfigError where `device`'s runtime cannot have the context or the chunk that `config` says."""
+    if problem := _processor(device):
+        name = f"device.{device.name}"
+        raise ConfigError(f"{name}: {problem[0]}", hint=problem[1].replace("Set ", f"set {name}.").rstrip("."))
     if device.runtime is Runtime.coreml:
-        if problem := coreml_system(device.minimum_os):
-            name = f"device.{device.name}"
-            raise ConfigError(f"{name}: {problem[0]}", hint=problem[1].replace("Set ", f"set {name}.").rstrip("."))
         problem = coreml_sizes(config.context, config.prefill_chunk)
     elif config.context < 1:
         problem = f"context is {config.context}; expected 1 or more", "Set context=256."
@@ -67,6 +70,19 @@ def sizes(config: ConvertConfig, device: DeviceProfile) -> None:
         )
 
 
+def _processor(device: DeviceProfile) -> Problem | None:
+    """Why nothing could be made for the device's processor or system."""
+    if device.runtime is Runtime.coreml:
+        return coreml_system(device.minimum_os)
+    if device.prepacking is Prepacking.saved and device.architecture != machine():
+        return (
+            f"prepacking=saved, for {device.architecture}, and this machine is {machine()}: weights are laid out ahead "
+            "for the kind of processor that the build runs on",
+            "Set prepacking=load.",
+        )
+    return hexagon_problem(device.chip) if HEXAGON in device.execution_providers else None
+
+
 def uses_statistics(config: QuantizeConfig, device: DeviceProfile) -> bool:
     """Whether quantizing needs a calibration."""
     return choices_use_statistics(config)
@@ -74,7 +90,7 @@ def uses_statistics(config: QuantizeConfig, device: DeviceProfile) -> bool:
 
 def computes_in_float16(config: ConvertConfig, device: DeviceProfile) -> bool:
     """Whether values may leave the range in which the runtime computes."""
-    return device.runtime is Runtime.coreml
+    return device.runtime is Runtime.coreml or HEXAGON in device.execution_providers
 
 
 def asks_questions(config: ValidateConfig, device: DeviceProfile) -> bool:

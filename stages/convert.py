@@ -6,6 +6,7 @@ from typing import Any
 
 from pipelines.workspace import Workspace
 from stages.artifacts import DeviceModel, Probe, QuantizedModel
+from stages.lowering.limits import HEXAGON
 from stages.schema import ConvertConfig, DeviceProfile, Runtime
 
 
@@ -44,6 +45,19 @@ def _lower(
         )
     from stages.lowering.onnx import lower_onnx
 
-    return lower_onnx(
-        model.config(), model.store(), work.out, context=config.context, accuracy_level=config.accuracy_level
+    description = lower_onnx(
+        model.config(),
+        model.store(),
+        work.out,
+        context=config.context,
+        accuracy_level=config.accuracy_level,
+        format=device.file_format.value,
+        prepacking=device.prepacking.value,
+        architecture=device.architecture,
     )
+    if HEXAGON in device.execution_providers and model.config().vision:
+        from stages.lowering.onnx.hexagon import compile_encoder
+
+        ranges = probe.ranges() if probe else None
+        description["hexagon"] = compile_encoder(model.config(), model.store(), work.out, device.chip, ranges)
+    return description

@@ -48,6 +48,22 @@ class ValidationKind(Enum):
     parity = "parity"
 
 
+class FileFormat(Enum):
+    """Of ONNX Runtime's files: onnx with external data, or ort, which builds of a few operators load."""
+
+    onnx = "onnx"
+    ort = "ort"
+
+
+class Prepacking(Enum):
+    """When ONNX Runtime lays quantized weights out for its kernels: at load, never (half of the memory, far slower), or
+    ahead, in the file (less memory, twice the file; for the build machine's kind of processor only)."""
+
+    load = "load"
+    off = "off"
+    saved = "saved"
+
+
 class Runtime(Enum):
     """What executes a bundle."""
 
@@ -136,6 +152,7 @@ class DeviceProfile:
     """A device as the stages see it. memory_gib is what the device has; weight_formats is what its runtime can hold.
 
     compute_units (Core ML) and execution_providers (ONNX Runtime) are in order of preference.
+    architecture: of its processor, arm64 or x86_64. file_format, prepacking: ONNX Runtime only.
     head_width (Core ML): words of the vocabulary that one part of the output head scores; 0: one head.
     budgets: what is held against every build as gates. overrides: {group: {key: value}}, this device's departures from
     the other groups.
@@ -150,7 +167,10 @@ class DeviceProfile:
     minimum_os: str
     memory_gib: float
     weight_formats: list[str]
+    architecture: str
     head_width: int
+    file_format: FileFormat
+    prepacking: Prepacking
     budgets: Budgets
     overrides: dict[str, Any]
 

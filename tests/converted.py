@@ -12,7 +12,7 @@ from stages.artifacts import DeviceModel, QuantizedModel
 from stages.convert import convert
 from stages.models.qwen2 import MaskedContext
 from stages.runtimes.ort import OnnxSession
-from stages.schema import Budgets, ConvertConfig, DeviceProfile, Overflow, Runtime
+from stages.schema import Budgets, ConvertConfig, DeviceProfile, FileFormat, Overflow, Prepacking, Runtime
 from tests.rounded import rounded
 from tests.toy import toy_checkpoint
 
@@ -45,7 +45,10 @@ def profile() -> DeviceProfile:
         minimum_os="",
         memory_gib=1,
         weight_formats=[],
+        architecture="arm64",
         head_width=0,
+        file_format=FileFormat.onnx,
+        prepacking=Prepacking.load,
         budgets=Budgets(size_mib=None),
         overrides={},
     )

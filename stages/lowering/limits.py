@@ -15,6 +15,7 @@ MINIMUM_OS = {
     "watchOS": 11,
 }  # of the packages we write
 
+HEXAGON = "QNNExecutionProvider"  # among a profile's execution providers: the encoder is compiled for its chip's NPU
 Problem = tuple[str, str]  # what is wrong, what to do about it
 
 

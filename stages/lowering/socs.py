@@ -6,6 +6,7 @@ imported here.
 """
 
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 
 from pipelines.errors import nearest
 from stages.lowering.limits import Problem
@@ -34,6 +35,18 @@ INTEGERS_ONLY = ("SM8350", "Snapdragon 888", "SM8250", "Snapdragon 865")  # Hexa
 def find_soc(chip: str) -> Soc | None:
     """The chip by its name or part number."""
     return next((soc for soc in SOCS if chip in (soc.part, soc.title)), None)
+
+
+def hexagon_problem(chip: str) -> Problem | None:
+    """Why no context binary can be made here for that chip; None if it can."""
+    try:
+        version("onnxruntime-qnn")
+    except PackageNotFoundError:
+        return (
+            "QNNExecutionProvider needs onnxruntime-qnn, which compiles for the Hexagon and is not installed",
+            "pip install 'tapeout[qnn]' (Linux x86-64); without that provider the encoder runs on the CPU.",
+        )
+    return soc_problem(chip)
 
 
 def soc_problem(chip: str) -> Problem | None:
