@@ -24,6 +24,7 @@ from onnxruntime.tools.convert_onnx_models_to_ort import OptimizationStyle, conv
 
 from pipelines.errors import LoweringError, suggestion
 from stages.lowering.onnx.decoder import PAST
+from stages.lowering.onnx.ort_format import sort_head
 from stages.runtimes.processor import check_machine, machine
 
 FORMATS = ("onnx", "ort")
@@ -130,6 +131,7 @@ def _to_ort(paths: Sequence[Path]) -> None:
             paths[0].parent, optimization_styles=[OptimizationStyle.Fixed], target_platform="arm"
         )
     for path in paths:
+        sort_head(path.with_suffix(".ort"))
         path.unlink()
         Path(f"{path}.data").unlink()
     operators = paths[0].with_name(_OPERATORS)
