@@ -11,7 +11,7 @@ It checks conversion and compression. It does not imitate the arithmetic of any 
 """
 
 from stages.runtimes.coreml_reference.operators import OPERATORS, Call, Kernel, operator
-from stages.runtimes.coreml_reference.package import ProgramError
+from stages.runtimes.coreml_reference.package import ProgramError, UnknownOperatorError
 from stages.runtimes.coreml_reference.program import Function, MLProgram, State
 from stages.runtimes.coreml_reference.session import CoreMLGraph, CoreMLSession
 
@@ -25,5 +25,6 @@ __all__ = [
     "MLProgram",
     "ProgramError",
     "State",
+    "UnknownOperatorError",
     "operator",
 ]

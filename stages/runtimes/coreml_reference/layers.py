@@ -122,6 +122,21 @@ def avg_pool(call: Call) -> Kernel:
     return Kernel(function, ("x",), wide=True)
 
 
+@operator("l2_pool")
+def l2_pool(call: Call) -> Kernel:
+    axes = call.ranks["x"] - 2
+    kernel, ones = call.static("kernel_sizes"), [1] * axes
+    strides = call.static("strides", ones)
+    pool = (F.avg_pool1d, F.avg_pool2d)[axes - 1]
+    padding = _padding(call, axes)
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        padded, symmetric = padding(x.square(), kernel, strides, ones, 0.0)
+        return (pool(padded, kernel, strides, symmetric) * math.prod(kernel)).sqrt()
+
+    return Kernel(function, ("x",), wide=True)
+
+
 Padding = Callable[[torch.Tensor, Sequence[int], Sequence[int], Sequence[int], float], tuple[torch.Tensor, list[int]]]
 
 
@@ -206,3 +221,10 @@ def l2_norm(call: Call) -> Kernel:
         return x / (x.square().sum((-3, -2, -1), keepdim=True) + epsilon).sqrt()
 
     return Kernel(function, ("x",), wide=True)
+
+
+@operator("local_response_norm")
+def local_response_norm(call: Call) -> Kernel:
+    size, alpha = call.static("size"), call.static("alpha", 1e-4)
+    beta, k = call.static("beta", 0.75), call.static("k", 1.0)
+    return Kernel(lambda x: F.local_response_norm(x, size, alpha, beta, k), ("x",), wide=True)

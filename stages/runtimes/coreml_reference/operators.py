@@ -39,8 +39,8 @@ class Kernel:
 
     wide: computed in float32 and rounded once, at the end; otherwise in the declared type, where torch rounds once too.
     view: the result may share memory with the first operand. in_place: the same function, changing its first operand.
-    packed: the same function, given a Weight (weights.py) for the operand number `packed_at`, which it takes apart; used
-    for large constants: always, or, where `packed_late`, only where there is no memory to keep them dense.
+    packed: the same function, given a Weight (weights.py) for the operand number `packed_at`, which it takes apart;
+    used for large constants: always, or, where `packed_late`, only where there is no memory to keep them dense.
     """
 
     function: Array
@@ -139,8 +139,12 @@ _BINARY = {
 }
 _UNARY = {
     "abs": torch.abs,
+    "acos": torch.acos,
+    "asin": torch.asin,
+    "atan": torch.atan,
     "ceil": torch.ceil,
     "cos": torch.cos,
+    "cosh": torch.cosh,
     "erf": torch.erf,
     "exp": torch.exp,
     "exp2": torch.exp2,
@@ -152,12 +156,27 @@ _UNARY = {
     "sign": torch.sign,
     "silu": torch.nn.functional.silu,
     "sin": torch.sin,
+    "sinh": torch.sinh,
     "softsign": torch.nn.functional.softsign,
     "sqrt": torch.sqrt,
     "square": torch.square,
+    "tan": torch.tan,
     "tanh": torch.tanh,
 }
-_WIDE = {"cos", "erf", "floor_div", "sin", "softsign", "sqrt"}  # torch's float16 versions round more than once
+_WIDE = {
+    "acos",
+    "asin",
+    "atan",
+    "cos",
+    "cosh",
+    "erf",
+    "floor_div",
+    "sin",
+    "sinh",
+    "softsign",
+    "sqrt",
+    "tan",
+}  # torch's float16 versions round more than once
 for _name, _function in _BINARY.items():
     operator(_name)(_simple(_function, "x", "y", wide=_name in _WIDE))
 for _name, _function in _UNARY.items():
@@ -170,6 +189,11 @@ operator("identity")(_simple(lambda x: x, "x", view=True))
 def rsqrt(call: Call) -> Kernel:
     epsilon = call.static("epsilon", 1e-12)
     return Kernel(lambda x: torch.rsqrt(x + epsilon), ("x",), wide=True)
+
+
+@operator("atanh")
+def atanh(call: Call) -> Kernel:
+    return Kernel(torch.atanh, ("x",), wide=True)
 
 
 @operator("inverse")
@@ -197,42 +221,14 @@ def cast(call: Call) -> Kernel:
     return Kernel(lambda x: x.to(dtype), ("x",), view=True)
 
 
-@operator("gelu")
-def gelu(call: Call) -> Kernel:
-    mode = call.static("mode", "EXACT")
-    if mode == "SIGMOID_APPROXIMATION":
-        return Kernel(lambda x: x * torch.sigmoid(1.702 * x), ("x",), wide=True)
-    approximate = "tanh" if mode == "TANH_APPROXIMATION" else "none"
-    return Kernel(lambda x: torch.nn.functional.gelu(x, approximate=approximate), ("x",), wide=True)
-
-
-@operator("leaky_relu")
-def leaky_relu(call: Call) -> Kernel:
-    slope = call.static("alpha", 0.01)
-    return Kernel(lambda x: torch.nn.functional.leaky_relu(x, slope), ("x",))
-
-
-@operator("elu")
-def elu(call: Call) -> Kernel:
-    alpha = call.static("alpha", 1.0)
-    return Kernel(lambda x: torch.nn.functional.elu(x, alpha), ("x",), wide=True)
-
-
-@operator("sigmoid_hard")
-def sigmoid_hard(call: Call) -> Kernel:
-    alpha, beta = call.static("alpha", 0.2), call.static("beta", 0.5)
-    return Kernel(lambda x: (alpha * x + beta).clamp(0, 1), ("x",), wide=True)
-
-
 _REDUCTIONS: dict[str, Array] = {
     "reduce_mean": torch.mean,
     "reduce_sum": torch.sum,
-    "reduce_max": torch.amax,
-    "reduce_min": torch.amin,
     "reduce_prod": lambda x, axes, keepdim: _product(x, axes, keepdim),
     "reduce_l2_norm": lambda x, axes, keepdim: x.square().sum(axes, keepdim).sqrt(),
     "reduce_l1_norm": lambda x, axes, keepdim: x.abs().sum(axes, keepdim),
     "reduce_sum_square": lambda x, axes, keepdim: x.square().sum(axes, keepdim),
+    "reduce_log_sum": lambda x, axes, keepdim: x.sum(axes, keepdim).log(),
     "reduce_log_sum_exp": torch.logsumexp,
 }
 
@@ -243,17 +239,21 @@ def _product(x: torch.Tensor, axes: Sequence[int], keepdim: bool) -> torch.Tenso
     return x
 
 
-def _reduction(function: Array) -> Rule:
+def _reduction(function: Array, wide: bool = True) -> Rule:
     def rule(call: Call) -> Kernel:
         axes = call.static("axes", list(range(call.ranks["x"])))
         keep = bool(call.static("keep_dims", False))
-        return Kernel(lambda x: function(x, axes, keep), ("x",), wide=True)
+        return Kernel(lambda x: function(x, axes, keep), ("x",), wide=wide)
 
     return rule
 
 
 for _name, _function in _REDUCTIONS.items():
     operator(_name)(_reduction(_function))
+
+
+operator("reduce_max")(_reduction(torch.amax, wide=False))
+operator("reduce_min")(_reduction(torch.amin, wide=False))
 
 
 @operator("reduce_argmax", "reduce_argmin")
@@ -265,13 +265,19 @@ def arg_extreme(call: Call) -> Kernel:
 
 @operator("cumsum")
 def cumsum(call: Call) -> Kernel:
-    if call.static("exclusive", False) or call.static("reverse", False):
-        raise ProgramError(f"operation '{call.name}' (cumsum): exclusive and reverse sums are not supported")
-    axis = call.static("axis", 0)
-    return Kernel(lambda x: x.cumsum(axis), ("x",), wide=True)
+    axis, exclusive, reverse = (
+        call.static("axis", 0),
+        call.static("exclusive", False),
+        call.static("reverse", False),
+    )
 
+    def function(x: torch.Tensor) -> torch.Tensor:
+        x = x.flip(axis) if reverse else x
+        total = x.cumsum(axis)
+        if exclusive:
+            total = torch.cat(
+                [torch.zeros_like(total.narrow(axis, 0, 1)), total.narrow(axis, 0, x.shape[axis] - 1)], axis
+            )
+        return (total.flip(axis) if reverse else total).to(x.dtype)
 
-@operator("softmax")
-def softmax(call: Call) -> Kernel:
-    axis = call.static("axis", -1)
-    return Kernel(lambda x: x.softmax(axis), ("x",), wide=True)
+    return Kernel(function, ("x",), wide=True)

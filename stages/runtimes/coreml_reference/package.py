@@ -27,6 +27,10 @@ class ProgramError(StageError):
     """An .mlpackage that cannot be read or run: damaged, not an ML program, or with an operator that is not known."""
 
 
+class UnknownOperatorError(ProgramError):
+    """A program uses operators that the table lacks. The message names them all, and where they are."""
+
+
 @cache
 def model_format() -> Any:
     """The module Model_pb2, from coremltools' folder but without coremltools' own import."""
@@ -122,4 +126,4 @@ class Package:
         sentinel, _, size, start = _RECORD.unpack(header) if len(header) == _RECORD.size else (0, 0, 0, 0)
         if sentinel != _SENTINEL or start + size > len(file):
             raise ProgramError(f"{self.path}: weight.bin is damaged or cut short at byte {offset}")
-        return file[start : start + size]
+        return file[start : start + size].view(np.ndarray)

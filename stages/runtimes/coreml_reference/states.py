@@ -7,7 +7,7 @@ by read, slice_update, write in every layer, which would copy the whole cache si
 import math
 from collections.abc import Sequence
 
-from stages.runtimes.coreml_reference.translate import Operation
+from stages.runtimes.coreml_reference.operation import Operation
 
 FOREVER = math.inf
 

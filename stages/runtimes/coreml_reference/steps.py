@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from stages.runtimes.coreml_reference.operation import Operation, Signature, Translation
 from stages.runtimes.coreml_reference.operators import Array
-from stages.runtimes.coreml_reference.translate import Operation, Signature, Translation
 from stages.runtimes.coreml_reference.weights import Weight
 
 if TYPE_CHECKING:

@@ -8,8 +8,6 @@ import torch
 from torch.nn import functional as F
 
 from stages.runtimes.coreml_reference.operators import Call, Kernel, operator
-from stages.runtimes.coreml_reference.package import ProgramError
-from stages.runtimes.coreml_reference.weights import Weight
 
 Index = tuple[Any, ...]
 
@@ -63,9 +61,11 @@ def flatten2d(call: Call) -> Kernel:
 
 @operator("concat")
 def concat(call: Call) -> Kernel:
-    if call.static("interleave", False):
-        raise ProgramError(f"operation '{call.name}' (concat): interleaved parts are not supported")
     axis = call.static("axis")
+    if call.static("interleave", False):
+        return Kernel(
+            lambda *values: torch.stack(values, axis + 1 if axis >= 0 else axis).flatten(*_pair(axis)), ("values",)
+        )
     return Kernel(lambda *values: torch.cat(values, axis), ("values",))
 
 
@@ -85,41 +85,68 @@ def split(call: Call) -> Kernel:
     return Kernel(lambda x: torch.chunk(x, parts, axis), ("x",), view=True)
 
 
+def _pair(axis: int) -> tuple[int, int]:
+    """The axis and the one stacked behind it."""
+    return (axis, axis + 1) if axis >= 0 else (axis - 1, axis)
+
+
 @operator("tile")
 def tile(call: Call) -> Kernel:
-    counts = call.static("reps")
-    return Kernel(lambda x: x.repeat(counts), ("x",))
+    return Kernel(lambda x, reps: x.repeat(reps.tolist()), ("x", "reps"))
 
 
 @operator("pad")
 def pad(call: Call) -> Kernel:
-    amounts, mode = call.static("pad"), call.static("mode", "constant")
-    fill = call.static("constant_val", 0.0)
-    pairs = [amounts[start : start + 2] for start in range(0, len(amounts), 2)]
-    reverse = [amount for pair in reversed(pairs) for amount in pair]
-    if mode == "constant":
-        return Kernel(lambda x: F.pad(x, reverse, value=fill), ("x",))
-    return Kernel(lambda x: F.pad(x, reverse, mode="reflect" if mode == "reflect" else "replicate"), ("x",))
+    """The last axes of x, each as `pad` says: reflected without the edge, replicated, or filled."""
+    mode, fill = call.static("mode", "constant"), call.static("constant_val", 0.0)
+
+    def function(x: torch.Tensor, pad: torch.Tensor) -> torch.Tensor:
+        amounts = pad.tolist()
+        if mode == "constant":
+            pairs = [amounts[start : start + 2] for start in range(0, len(amounts), 2)]
+            return F.pad(x, [amount for pair in reversed(pairs) for amount in pair], value=fill)
+        first = x.dim() - len(amounts) // 2
+        for axis in range(first, x.dim()):
+            before, after = amounts[2 * (axis - first) : 2 * (axis - first) + 2]
+            if before or after:
+                places, last = torch.arange(-before, x.shape[axis] + after), x.shape[axis] - 1
+                places = last - (last - places.abs()).abs() if mode == "reflect" else places.clamp(0, last)
+                x = x.index_select(axis, places)
+        return x
+
+    return Kernel(function, ("x", "pad"))
 
 
-@operator("gather")
-def gather(call: Call) -> Kernel:
-    axis = call.static("axis", 0) % max(call.ranks["x"], 1)
-    if call.static("batch_dims", 0):
-        raise ProgramError(f"operation '{call.name}' (gather): batch_dims is not supported")
-    before = (slice(None),) * axis
-
-    def rows(weight: Weight, indices: torch.Tensor) -> torch.Tensor:
-        numbers = indices.long().reshape(-1) % weight.shape[0]
-        return weight.rows(numbers).reshape(*indices.shape, *weight.shape[1:]).to(call.dtype("x"))
-
-    return Kernel(lambda x, indices: x[(*before, indices.long())], ("x", "indices"), packed=None if axis else rows)
+@operator("reverse")
+def reverse(call: Call) -> Kernel:
+    axes = call.static("axes", list(range(call.ranks["x"])))
+    return Kernel(lambda x: x.flip(axes), ("x",))
 
 
-@operator("gather_along_axis")
-def gather_along_axis(call: Call) -> Kernel:
-    axis = call.static("axis", 0)
-    return Kernel(lambda x, indices: x.gather(axis, indices.long() % x.shape[axis]), ("x", "indices"))
+@operator("reverse_sequence")
+def reverse_sequence(call: Call) -> Kernel:
+    along, batch = call.static("seq_axis", 0), call.static("batch_axis", 0)
+
+    def function(x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        moved = x.movedim((batch, along), (0, 1))
+        places = torch.arange(moved.shape[1])[None]
+        ends = lengths.long()[:, None]
+        rows = torch.where(places < ends, ends - 1 - places, places)
+        return moved[torch.arange(len(moved))[:, None], rows].movedim((0, 1), (batch, along))
+
+    return Kernel(function, ("x", "lengths"))
+
+
+@operator("sliding_windows")
+def sliding_windows(call: Call) -> Kernel:
+    axis, size, stride = call.static("axis"), call.static("size"), call.static("stride", 1)
+    axis %= call.ranks["x"]
+    return Kernel(lambda x: x.unfold(axis, size, stride).movedim(-1, axis + 1), ("x",))
+
+
+@operator("fill_like")
+def fill_like(call: Call) -> Kernel:
+    return Kernel(lambda x, value: torch.full(x.shape, value.item(), dtype=value.dtype), ("ref_tensor", "value"))
 
 
 @operator("slice_by_index")
@@ -222,24 +249,3 @@ def band_part(call: Call) -> Kernel:
         return x if lower < 0 else x.triu(-lower)
 
     return Kernel(function, ("x",))
-
-
-@operator("upsample_nearest_neighbor")
-def upsample_nearest(call: Call) -> Kernel:
-    scale = [float(call.static("scale_factor_height", 1.0)), float(call.static("scale_factor_width", 1.0))]
-    return Kernel(lambda x: F.interpolate(x, scale_factor=scale, mode="nearest"), ("x",), wide=True)
-
-
-@operator("upsample_bilinear")
-def upsample_bilinear(call: Call) -> Kernel:
-    scale = [float(call.static("scale_factor_height", 1.0)), float(call.static("scale_factor_width", 1.0))]
-    corners = bool(call.static("align_corners", True))
-    return Kernel(
-        lambda x: F.interpolate(x, scale_factor=scale, mode="bilinear", align_corners=corners), ("x",), wide=True
-    )
-
-
-@operator("pixel_shuffle")
-def pixel_shuffle(call: Call) -> Kernel:
-    factor = call.static("upscale_factor")
-    return Kernel(lambda x: F.pixel_shuffle(x, factor), ("x",))

@@ -1,58 +1,35 @@
 """From a function's protobuf to operations with kernels: constants unpacked, operations on constants folded."""
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from pipelines.errors import nearest
-from stages.runtimes.coreml_reference import layers, tensors  # noqa: F401  (their rules register themselves)
+from stages.runtimes.coreml_reference import (  # noqa: F401  (their rules register themselves)
+    activations,
+    images,
+    layers,
+    recurrent,
+    scatter,
+    tensors,
+)
+from stages.runtimes.coreml_reference.constexpr import CONSTEXPR
+from stages.runtimes.coreml_reference.control import CONTROL, control, operations_of
+from stages.runtimes.coreml_reference.operation import Operation, Signature, Translation
 from stages.runtimes.coreml_reference.operators import DTYPES, OPERATORS, Call, Kernel
-from stages.runtimes.coreml_reference.package import Package, ProgramError, shape_of, type_names
+from stages.runtimes.coreml_reference.package import Package, UnknownOperatorError, shape_of, type_names
 
 if TYPE_CHECKING:
     from stages.runtimes.coreml_reference.constants import Constants
 
-Signature = dict[str, tuple[tuple[int, ...], torch.dtype]]
 _STATE_OPERATORS = ("read_state", "write_state", "coreml_update_state")
-
-
-@dataclass
-class Operation:
-    """An operation that runs: the values that it reads (by name, in its kernel's order) and makes.
-
-    `state`: the state that it touches. `in_place`, `skip` and `copies` are decided by states.py.
-    """
-
-    kind: str
-    kernel: Kernel
-    sources: list[str]
-    sinks: list[str]
-    state: str = ""
-    in_place: bool = False
-    skip: bool = False
-    copies: bool = False
-
-
-@dataclass
-class Translation:
-    """A function as operations. constants: by name, in the executor's dtypes; stored: in their own. dtypes and ranks: of every value; float16 is the executor's own choice of dtype."""
-
-    inputs: Signature
-    states: Signature
-    outputs: list[str]
-    operations: list[Operation] = field(default_factory=list)
-    constants: dict[str, Any] = field(default_factory=dict)
-    stored: dict[str, Any] = field(default_factory=dict)
-    dtypes: dict[str, torch.dtype] = field(default_factory=dict)
-    ranks: dict[str, int] = field(default_factory=dict)
 
 
 def translate(name: str, package: Package, constants: "Constants") -> Translation:
     """Raises ProgramError where operators are missing from the table, naming them all."""
     function = package.model.mlProgram.functions[name]
     block = function.block_specializations[function.opset]
-    _check_operators(package, name, block)
+    _check_operators(package, name)
     program = Translation(*_signature(function, constants.float16), outputs=list(block.outputs))
     for feature, (shape, dtype) in (program.inputs | program.states).items():
         program.dtypes[feature], program.ranks[feature] = dtype, len(shape)
@@ -61,8 +38,22 @@ def translate(name: str, package: Package, constants: "Constants") -> Translatio
     return program
 
 
+def _inner(block: Any, outer: Translation, constants: "Constants") -> Translation:
+    """A block inside an operation; names are a function's, so that what is known of outer values serves it too."""
+    inputs = {
+        feature.name: (shape_of(feature.type.tensorType), _dtype(feature.type, constants.float16))
+        for feature in block.inputs
+    }
+    program = Translation(inputs, {}, list(block.outputs), [], outer.constants, outer.stored, outer.dtypes, outer.ranks)
+    for feature, (shape, dtype) in inputs.items():
+        program.dtypes[feature], program.ranks[feature] = dtype, len(shape)
+    for operation in block.operations:
+        _translate(operation, program, constants)
+    return program
+
+
 def evaluate(kernel: Kernel, values: list[Any], dtypes: list[torch.dtype]) -> list[Any]:
-    """The results, in dtypes, of a kernel on tensors of the declared types: a wide one reads float32 and rounds once."""
+    """The results, in dtypes, of a kernel on tensors of the declared types: a wide one reads float32, rounds once."""
     if kernel.wide:
         values = [value.float() if value.dtype == torch.float16 else value for value in values]
     results = kernel.function(*values)
@@ -70,15 +61,37 @@ def evaluate(kernel: Kernel, values: list[Any], dtypes: list[torch.dtype]) -> li
     return [result.to(dtype) for result, dtype in zip(results, dtypes, strict=True)] if kernel.wide else results
 
 
-def _check_operators(package: Package, name: str, block: Any) -> None:
-    known = {"const", *_STATE_OPERATORS, *OPERATORS}
-    missing = sorted({op.type for op in block.operations if op.type not in known and "constexpr_" not in op.type})
+def signature(package: Package, name: str, float16: torch.dtype) -> tuple[Signature, Signature, list[str]]:
+    """The inputs, the states and the names of the outputs of a function."""
+    function = package.model.mlProgram.functions[name]
+    return *_signature(function, float16), list(function.block_specializations[function.opset].outputs)
+
+
+def unknown_operators(package: Package, name: str) -> dict[str, list[str]]:
+    """{operator that a function uses and the table lacks: the names of the values that it makes}."""
+    function = package.model.mlProgram.functions[name]
+    known = {"const", *_STATE_OPERATORS, *OPERATORS, *CONSTEXPR, *CONTROL}
+    missing: dict[str, list[str]] = {}
+    for operation in operations_of(function.block_specializations[function.opset]):
+        if operation.type not in known:
+            missing.setdefault(operation.type, []).append(operation.outputs[0].name if operation.outputs else "?")
+    return dict(sorted(missing.items()))
+
+
+def _check_operators(package: Package, name: str) -> None:
+    missing = unknown_operators(package, name)
     if missing:
-        guess = nearest(missing[0], OPERATORS)
-        raise ProgramError(
-            f"{package.path}, function '{name}': the reference executor does not know {', '.join(missing)}",
+        guess = nearest(next(iter(missing)), OPERATORS)
+        raise UnknownOperatorError(
+            f"{package.path}, function '{name}': the reference executor does not know "
+            + ", ".join(f"{kind} (at {_places(places)})" for kind, places in missing.items()),
             hint=f"{guess + ' ' if guess else ''}Add a rule with @operator (coreml_reference/operators.py).",
         )
+
+
+def _places(names: list[str]) -> str:
+    shown = ", ".join(f"'{name}'" for name in names[:3])
+    return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
 
 
 def _signature(function: Any, float16: torch.dtype) -> tuple[Signature, Signature]:
@@ -112,7 +125,11 @@ def _translate(operation: Any, program: Translation, constants: "Constants") -> 
             argument: [_bound(binding, program, constants) for binding in operation.inputs[argument].arguments]
             for argument in sorted(operation.inputs)
         }
-        if operation.type in _STATE_OPERATORS:
+        if operation.type in CONTROL:
+            blocks = [_inner(block, program, constants) for block in operation.blocks]
+            kernel, sources = control(operation.type, bindings, blocks, constants)
+            program.operations.append(Operation(operation.type, kernel, sources, sinks))
+        elif operation.type in _STATE_OPERATORS:
             program.operations += _state_operations(operation.type, bindings, sinks)
         else:
             _translate_call(operation.type, bindings, sinks, program, constants)

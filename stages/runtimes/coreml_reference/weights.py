@@ -28,7 +28,7 @@ _NUMPY: dict[str, Any] = {
 }
 _PACKED = {"INT4": (4, True), **{f"UINT{bits}": (bits, False) for bits in (1, 2, 3, 4, 6)}}
 _WIDER = {np.uint16: np.int32, np.uint32: np.int64}  # torch has no arithmetic for these
-_CHUNK = 1 << 17  # values made dense at a time: what is half done stays in the processor's cache
+_CHUNK = (1 << 15) - 1  # values made dense at a time: they stay in the processor's cache, and in one thread
 
 Rows = slice | torch.Tensor
 
@@ -102,7 +102,7 @@ class Stored:
 
 
 class Compressed:
-    """The result of a constexpr operation. arguments: its operands, Weights among them; output: which of its results."""
+    """A result of a constexpr operation. arguments: its operands, Weights among them; output: which result it is."""
 
     def __init__(self, kind: str, arguments: Mapping[str, Any], output: int, shape: Sequence[int], dtype: torch.dtype):
         self.kind, self.arguments, self.shape, self.dtype = kind, arguments, tuple(shape), dtype
@@ -121,7 +121,7 @@ class Compressed:
     def rows(self, index: Rows) -> torch.Tensor:
         if not self.by_rows or self._select is None:
             return self.dense()[index]
-        numbers = torch.arange(self.shape[0])[index] if isinstance(index, slice) else index
+        numbers = torch.arange(*index.indices(self.shape[0])) if isinstance(index, slice) else index
         arguments = {}
         for name, value in self.arguments.items():
             if name == self._select.operand:
