@@ -129,11 +129,14 @@ def emit(program: ExportedProgram, target: str, context: Any, inputs: Mapping[st
 def user_inputs(program: ExportedProgram) -> dict[str, torch.Tensor]:
     """The graph's inputs in order, name -> a tensor that only has shape and dtype."""
     names = set(program.graph_signature.user_inputs)
-    return {node.name: node.meta["val"] for node in program.graph.nodes if node.name in names}
+    inputs = [node for node in program.graph.nodes if node.name in names and node.meta["val"] is not None]
+    return {node.name: node.meta["val"] for node in inputs}
 
 
 def placeholder(program: ExportedProgram, node: Node, inputs: Mapping[str, Any]) -> Any:
     """What a graph's input node stands for: a Weight, a Constant, or that input. Raises LoweringError for all else."""
+    if node.meta["val"] is None:  # an argument that this model does without
+        return None
     spec = next(spec for spec in program.graph_signature.input_specs if getattr(spec.arg, "name", None) == node.name)
     target = str(spec.target)
     if spec.kind in (InputKind.BUFFER, InputKind.CONSTANT_TENSOR) and target in program.constants:

@@ -18,7 +18,8 @@ from stages.lowering.onnx.builder import GraphBuilder
 
 def parameters(program: ExportedProgram) -> dict[str, Weight]:
     """The program's parameters: name of the placeholder -> weight. A GraphBuilder needs them to see what can be one."""
-    shapes = {node.name: tuple(node.meta["val"].shape) for node in program.graph.nodes if node.op == "placeholder"}
+    inputs = [node for node in program.graph.nodes if node.op == "placeholder" and node.meta["val"] is not None]
+    shapes = {node.name: tuple(node.meta["val"].shape) for node in inputs}
     return {
         spec.arg.name: Weight(str(spec.target), shapes[spec.arg.name])
         for spec in program.graph_signature.input_specs
