@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,11 +33,11 @@ def write_report(project: Project) -> Path:
             hint="run 'tapeout build' again, which writes it",
         )
     target = project.artifacts / "report.html"
-    write_file(target, ("\n".join(page(summary)) + "\n").encode())
+    write_file(target, ("\n".join(page(project, summary)) + "\n").encode())
     return target
 
 
-def page(summary: dict[str, Any]) -> Iterator[str]:
+def page(project: Project, summary: dict[str, Any]) -> Iterator[str]:
     """Yield the lines of the page."""
     verdict = '<span class="good">passed</span>' if summary["passed"] else '<span class="bad">failed</span>'
     yield f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Tapeout</title><style>{STYLE}</style>'
@@ -45,6 +46,7 @@ def page(summary: dict[str, Any]) -> Iterator[str]:
         yield from device_section(
             device, metrics, [gate for gate in summary["gates"] if gate["device"] == device], summary
         )
+        yield from risks_section(risks_of(project, summary["bundles"].get(device)))
     yield "<h2>Nodes</h2><table><tr><th>node<th>status<th>seconds<th>size<th>digest<th>why</tr>"
     for node in summary["nodes"]:
         kind = "bad" if node["status"] in ("failed", "skipped") else ""
@@ -77,3 +79,26 @@ def device_section(
     failed = [gate for gate in gates if not gate["passed"]]
     yield f"<p>{len(gates) - len(failed)} of {len(gates)} gates passed</p>"
     yield from (f'<p class="bad">{html.escape(describe(gate))}</p>' for gate in failed)
+
+
+def risks_of(project: Project, bundle: str | None) -> list[dict[str, Any]]:
+    """Return what a bundle's manifest lists under `risks`: {"risk", "count", "line", "source", ...} each."""
+    if bundle is None:
+        return []
+    try:
+        found = json.loads((project.root / bundle / "manifest.json").read_text(encoding="utf-8")).get("risks")
+    except (OSError, ValueError, AttributeError):  # the bundle has gone since, or is another stage's
+        return []
+    return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
+
+
+def risks_section(risks: list[dict[str, Any]]) -> Iterator[str]:
+    """Yield a device's risks: what static rules found, and nothing has measured."""
+    if not risks:
+        return
+    yield "<p>Risks: what static rules found in the files. No chip has run them.</p>"
+    yield "<table><tr><th>risk<th>times<th>in<th>line<th>source</tr>"
+    for each in risks:
+        cells = [str(each.get(key) or "") for key in ("risk", "count", "function", "line", "source")]
+        yield "<tr>" + "".join(f"<td>{html.escape(cell)}" for cell in cells) + "</tr>"
+    yield "</table>"

@@ -27,6 +27,8 @@ def device_table(
     parity = mapping(metrics, "parity")
     if parity:
         yield "  parity        " + ", ".join(f"{name} {number(value)}" for name, value in parity.items())
+    if metrics.get("risks"):
+        yield f"  risks         {metrics['risks']} found by static rules; 'tapeout report' lists them"
     failed = [gate for gate in gates if not gate["passed"]]
     yield f"  gates         {len(gates) - len(failed)} of {len(gates)} passed"
     yield from (f"    FAILED      {describe(gate)}" for gate in failed)

@@ -12,6 +12,7 @@ from stages.checks import weight_format
 from stages.schema import DeviceProfile, PackageConfig
 
 MANIFEST_VERSION = 1
+_FINDINGS = ("risks", "precision")  # of the lowering: what may go wrong on the chip, what is not computed in float16
 
 
 def package(
@@ -23,7 +24,7 @@ def package(
     work: Workspace,
 ) -> Bundle:
     """The device model's files, and manifest.json: files with sizes and sha256, formats, device, metrics, how to
-    prepare an image and a prompt. It holds no time, no path and no name of who built it."""
+    prepare an image and a prompt, what may go wrong on the chip. It holds no time, no path and nobody's name."""
     shutil.copytree(device_model.path, work.out, dirs_exist_ok=True)
     description = device_model.description()
     bundle = Bundle(work.out)
@@ -42,7 +43,8 @@ def package(
                 "execution_providers": device.execution_providers,
             },
             "runtime": description["runtime"],
-            "model": description,
+            "model": {key: value for key, value in description.items() if key not in _FINDINGS},
+            **{key: description[key] for key in _FINDINGS if key in description},
             **_preprocessing(device_model),
             "weights": _summary_of_formats(model),
             "validation": _validation(validation),

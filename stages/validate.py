@@ -20,8 +20,8 @@ def validate(
     baseline: Validation | None = None,
     probe: Probe | None = None,
 ) -> Validation:
-    """metrics.json: parity with torch; size; gates; and where questions are asked, accuracy, retention and its interval
-    a task, with answers.jsonl.
+    """metrics.json: parity with torch; size; how many risks the lowering found; gates. Where questions are asked also
+    accuracy, retention and its interval a task, with answers.jsonl.
 
     baseline: needed for questions; probe: for parity. Raises StageError for questions to a model that cannot answer.
     """
@@ -35,7 +35,7 @@ def validate(
         measured = ask(model, device_model, baseline, config, work)
     result = Validation(work.out)
     size = sum(path.stat().st_size for path in device_model.path.rglob("*") if path.is_file())
-    metrics = {**measured, "size_bytes": size}
+    metrics = {**measured, "size_bytes": size, "risks": len(device_model.description().get("risks", []))}
     metrics["gates"] = check_gates(metrics, config.gates) + check_budgets(metrics, device.budgets)
     result.write_json("metrics.json", metrics)
     return result
