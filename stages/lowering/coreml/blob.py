@@ -1,7 +1,8 @@
 """weight.bin, written as it is read: no codes are unpacked, and no copy of a tensor outlives its write.
 
 coremltools' own writer takes one code a byte, so that each int4 tensor is unpacked, copied and packed again. The layout
-(MILBlob, version 2): a header of 64 bytes; then, for each tensor, a record of 64 bytes at a multiple of 64, and its data.
+(MILBlob, version 2): a header of 64 bytes; then, for each tensor, a record of 64 bytes at a multiple of 64, and its
+data.
 """
 
 import math

@@ -1,56 +1,26 @@
-"""Emitters of the language model's own operators: RMSNorm, rotary positions, attention over a cache in states."""
-
-from collections.abc import Sequence
+"""Emitters of the language model's own operators: rotary positions, attention over a cache in states."""
 
 import numpy as np
-import torch
 from coremltools.converters.mil.mil import Builder as mb
 from coremltools.converters.mil.mil import Var
 from numpy.typing import NDArray
 from torch.fx import Node
 
-from stages.lowering.coreml.builder import CacheLayer, FunctionBuilder
-from stages.lowering.graph import Weight, register
+from stages.lowering.coreml.builder import MASKED, CacheLayer, FunctionBuilder
+from stages.lowering.graph import register
 from stages.lowering.rotary import rotary_tables
-
-MASKED = -40000.0  # added to a score that must not count; -inf would make NaN on the Neural Engine
-LEAST_SCALE = 2.0**-4
-
-
-@register("coreml", "aten.rms_norm.default")
-def rms_norm(
-    context: FunctionBuilder,
-    node: Node,
-    x: Var,
-    normalized_shape: Sequence[int],
-    weight: Weight | None = None,
-    epsilon: float | None = None,
-) -> Var:
-    """x / sqrt(mean(x^2) + epsilon), safe in float16.
-
-    A square of 256 overflows float16, and residual streams reach thousands. So divide by m = max(max|x|, 1/16) first:
-    with y = x / m, which lies in -1..1, the result is y / sqrt(mean(y^2) + (sqrt(epsilon) / m)^2).
-    """
-    axes = list(range(-len(normalized_shape), 0))
-    epsilon = torch.finfo(torch.float32).eps if epsilon is None else epsilon
-    peak = mb.reduce_max(x=mb.abs(x=x), axes=axes, keep_dims=True)
-    peak = mb.maximum(x=peak, y=np.float16(LEAST_SCALE))
-    scaled = mb.real_div(x=x, y=peak)
-    floor = mb.square(x=mb.real_div(x=np.float16(epsilon**0.5), y=peak))
-    energy = mb.reduce_mean(x=mb.square(x=scaled), axes=axes, keep_dims=True)
-    inverse = mb.rsqrt(x=mb.add(x=energy, y=floor), epsilon=np.float16(0.0))
-    normal = mb.mul(x=scaled, y=inverse)
-    return normal if weight is None else mb.mul(x=normal, y=context.weight(weight))
 
 
 @register("coreml", "tapeout.rotary.default")
 def rotary(context: FunctionBuilder, node: Node, x: Var, position: Var, theta: float) -> Var:
     """x * cos + swap_halves(x) * sin, the sines of the first half negated; the tables hold one half."""
     tokens, head_dim = int(x.shape[2]), int(x.shape[3])
-    key = tokens, head_dim, theta
-    cosines, sines = (_angles(context, part, position, *key) for part in ("cosines", "sines"))
+    key = tokens, head_dim, theta, context.dtype
+    cosines, sines = (_angles(context, part, position, *key[:3]) for part in ("cosines", "sines"))
     cosines = context.once(("cosines", key), lambda: mb.concat(values=[cosines, cosines], axis=-1))
-    sines = context.once(("sines", key), lambda: mb.concat(values=[mb.mul(x=sines, y=np.float16(-1)), sines], axis=-1))
+    sines = context.once(
+        ("sines", key), lambda: mb.concat(values=[mb.mul(x=sines, y=context.number(-1)), sines], axis=-1)
+    )
     first, second = mb.split(x=x, num_splits=2, axis=-1)
     swapped = mb.concat(values=[second, first], axis=-1)
     return mb.add(x=mb.mul(x=x, y=cosines), y=mb.mul(x=swapped, y=sines))
@@ -59,14 +29,14 @@ def rotary(context: FunctionBuilder, node: Node, x: Var, position: Var, theta: f
 def _angles(context: FunctionBuilder, part: str, position: Var, tokens: int, head_dim: int, theta: float) -> Var:
     """(tokens, head_dim / 2) from `position` on: rows of a table that the functions of a package share."""
 
-    def table() -> NDArray[np.float16]:
+    def table() -> NDArray[np.floating]:
         cosines, sines = rotary_tables(context.context, head_dim, theta)
-        return (cosines if part == "cosines" else sines).astype(np.float16)
+        return (cosines if part == "cosines" else sines).astype(context.dtype)
 
     return context.once(
-        ("angles", part, tokens, head_dim, theta),
+        ("angles", part, tokens, head_dim, theta, context.dtype),
         lambda: mb.gather(
-            x=context.constant(f"rotary_{part}_{head_dim}_{theta:g}", table),
+            x=context.constant(f"rotary_{part}_{head_dim}_{theta:g}{context.suffix}", table),
             indices=_positions(context, position, np.arange(tokens)),
             axis=0,
             validate_indices=False,

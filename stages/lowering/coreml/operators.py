@@ -1,199 +1,417 @@
-"""Emitters of the general operators: what vision towers and transformers are made of. See decoder.py for the rest.
+"""Emitters of layers: products, convolutions, pooling, norms, attention, resampling.
 
-Everything is computed in float16; a Python number becomes a float16 constant.
+elementwise.py, shapes.py and decoder.py have the rest. A node is computed in the builder's dtype, float16 but where
+ranges.py decides otherwise; a Python number becomes a constant of that dtype.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from coremltools.converters.mil.mil import Builder as mb
 from coremltools.converters.mil.mil import Var
+from numpy.typing import NDArray
 from torch.fx import Node
 
-from pipelines.errors import LoweringError
-from stages.lowering.coreml.builder import FunctionBuilder
-from stages.lowering.graph import Weight, operator_name, register, source_line
+from stages.lowering.coreml.builder import MASKED, FunctionBuilder
+from stages.lowering.coreml.elementwise import unsupported
+from stages.lowering.graph import Constant, Weight, register
 
-
-def _shape(node: Node) -> list[int]:
-    return [int(size) for size in node.meta["val"].shape]
-
-
-def _unsupported(node: Node, what: str, expected: str) -> LoweringError:
-    return LoweringError(
-        f"operator '{operator_name(node)}' with {what} has no lowering for coreml; it comes from {source_line(node)}",
-        hint=f"Expected {expected}.",
-    )
+LEAST_SCALE = 2.0**-4
+SAFE_SQUARE = 128.0  # above it, the square of a value, or a sum of a few, leaves float16
+_Pair = Sequence[int] | int
 
 
 @register("coreml", "aten.linear.default")
-def linear(context: FunctionBuilder, node: Node, x: Var, weight: Weight, bias: Weight | None = None) -> Var:
-    outputs = weight.shape[0]
-    offset = context.weight(bias) if bias is not None else zeros(context, outputs)
-    return mb.linear(x=x, weight=context.weight(weight), bias=offset)
+def linear(context: FunctionBuilder, node: Node, x: Any, weight: Any, bias: Any = None) -> Var:
+    """A weight that the program computes becomes a matmul; a head is split where the builder's head_width says so."""
+    x = context.value(x)
+    if not isinstance(weight, Weight):
+        product = mb.matmul(x=x, y=context.value(weight), transpose_y=True)
+        return product if bias is None else mb.add(x=product, y=context.value(bias))
+    outputs, width = weight.shape[0], context.head_width
+    if not (0 < width < outputs and any(user.op == "output" for user in node.users)):
+        return _linear(context, x, weight, bias, None)
+    parts = -(-outputs // width)
+    bounds = [outputs * part // parts for part in range(parts + 1)]
+    return mb.concat(values=[_linear(context, x, weight, bias, span) for span in pairwise(bounds)], axis=-1)
+
+
+def _linear(context: FunctionBuilder, x: Var, weight: Weight, bias: Any, rows: tuple[int, int] | None) -> Var:
+    first, last = rows or (0, weight.shape[0])
+    if isinstance(bias, Weight):
+        offset = context.weight(bias, rows)
+    elif bias is None:
+        offset = zeros(context, last - first)
+    else:
+        return mb.add(x=_linear(context, x, weight, None, rows), y=context.value(bias))
+    return mb.linear(x=x, weight=context.weight(weight, rows), bias=offset)
 
 
 def zeros(context: FunctionBuilder, count: int) -> Var:
     """A shared bias of zeros; left out, MIL would store one for each layer."""
-    return context.constant(f"zeros_{count}", lambda: np.zeros(count, np.float16))
+    return context.constant(f"zeros_{count}{context.suffix}", lambda: np.zeros(count, context.dtype))
 
 
-@register("coreml", "aten.conv2d.default")
-def conv2d(
+@register("coreml", "aten.matmul.default", "aten.bmm.default", "aten.mm.default")
+def matmul(context: FunctionBuilder, node: Node, x: Any, y: Any) -> Var:
+    return mb.matmul(x=context.value(x), y=context.value(y))
+
+
+@register("coreml", "aten.addmm.default", "aten.baddbmm.default")
+def addmm(context: FunctionBuilder, node: Node, bias: Any, x: Any, y: Any, beta: float = 1, alpha: float = 1) -> Var:
+    if (beta, alpha) != (1, 1):
+        raise unsupported(node, f"beta={beta}, alpha={alpha}", "beta=1 and alpha=1")
+    return mb.add(x=mb.matmul(x=context.value(x), y=context.value(y)), y=context.value(bias))
+
+
+@register(
+    "coreml", "aten.conv1d.default", "aten.conv2d.default", "aten.conv3d.default", "aten.conv1d.padding",
+    "aten.conv2d.padding",
+)  # fmt: skip
+def conv(
     context: FunctionBuilder,
     node: Node,
-    x: Var,
-    weight: Weight,
-    bias: Weight | None = None,
-    stride: Sequence[int] = (1, 1),
-    padding: Sequence[int] = (0, 0),
-    dilation: Sequence[int] = (1, 1),
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: _Pair = 1,
+    padding: _Pair | str = 0,
+    dilation: _Pair = 1,
     groups: int = 1,
 ) -> Var:
-    rows, columns = padding
-    offset = {} if bias is None else {"bias": context.weight(bias)}
+    kernel = node.args[1].meta["val"].shape[2:]  # type: ignore[union-attr]
+    strides, dilations = _per_axis(stride, len(kernel)), _per_axis(dilation, len(kernel))
+    if isinstance(padding, str):
+        spans = [step * (size - 1) if padding == "same" else 0 for step, size in zip(dilations, kernel, strict=True)]
+        pad = [side for span in spans for side in (span // 2, span - span // 2)]
+    else:
+        pad = [size for size in _per_axis(padding, len(kernel)) for _ in range(2)]
+    offset = {} if bias is None else {"bias": context.value(bias)}
     return mb.conv(
-        x=x,
-        weight=context.weight(weight),
-        strides=list(stride),
+        x=context.value(x),
+        weight=context.value(weight),
+        strides=strides,
         pad_type="custom",
-        pad=[rows, rows, columns, columns],
-        dilations=list(dilation),
+        pad=pad,
+        dilations=dilations,
         groups=groups,
         **offset,
     )
 
 
-@register("coreml", "aten.gelu.default")
-def gelu(context: FunctionBuilder, node: Node, x: Var, approximate: str = "none") -> Var:
-    return mb.gelu(x=x, mode="EXACT" if approximate == "none" else "TANH_APPROXIMATION")
+@register("coreml", "aten.conv_transpose1d.default", "aten.conv_transpose2d.input")
+def conv_transpose(
+    context: FunctionBuilder,
+    node: Node,
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: _Pair = 1,
+    padding: _Pair = 0,
+    output_padding: _Pair = 0,
+    groups: int = 1,
+    dilation: _Pair = 1,
+) -> Var:
+    """torch's output padding keeps rows that padding would cut off at the end."""
+    axes = len(node.meta["val"].shape) - 2
+    before, kept = _per_axis(padding, axes), _per_axis(output_padding, axes)
+    if any(more > less for less, more in zip(before, kept, strict=True)):
+        raise unsupported(node, f"output_padding={kept} and padding={before}", "padding of at least output_padding")
+    offset = {} if bias is None else {"bias": context.value(bias)}
+    return mb.conv_transpose(
+        x=context.value(x),
+        weight=context.value(weight),
+        strides=_per_axis(stride, axes),
+        pad_type="custom",
+        pad=[side for size, more in zip(before, kept, strict=True) for side in (size, size - more)],
+        dilations=_per_axis(dilation, axes),
+        groups=groups,
+        **offset,
+    )
 
 
-def _unary(emit: Callable[..., Var]) -> Callable[..., Var]:
-    return lambda context, node, x: emit(x=x)
+def _per_axis(value: Any, axes: int) -> list[int]:
+    values = [value] if isinstance(value, int) else list(value)
+    return values * axes if len(values) == 1 else values
 
 
-for _name, _emit in {"relu": mb.relu, "silu": mb.silu, "sigmoid": mb.sigmoid, "tanh": mb.tanh, "exp": mb.exp}.items():
-    register("coreml", f"aten.{_name}.default")(_unary(_emit))
+@register("coreml", "aten.max_pool1d.default", "aten.max_pool2d.default")
+def max_pool(
+    context: FunctionBuilder,
+    node: Node,
+    x: Any,
+    kernel: _Pair,
+    stride: _Pair = (),
+    padding: _Pair = 0,
+    dilation: _Pair = 1,
+    ceil: bool = False,
+) -> Var:
+    axes = len(node.meta["val"].shape) - 2
+    if any(step != 1 for step in _per_axis(dilation, axes)):
+        raise unsupported(node, f"dilation={dilation}", "dilation=1")
+    return mb.max_pool(x=context.value(x), **_window(axes, kernel, stride, padding, ceil))
 
 
-def _binary(emit: Callable[..., Var]) -> Callable[..., Var]:
-    return lambda context, node, x, y: emit(x=context.value(x), y=context.value(y))
+@register("coreml", "aten.avg_pool1d.default", "aten.avg_pool2d.default")
+def avg_pool(
+    context: FunctionBuilder,
+    node: Node,
+    x: Any,
+    kernel: _Pair,
+    stride: _Pair = (),
+    padding: _Pair = 0,
+    ceil: bool = False,
+    count_padding: bool = True,
+    divisor: int | None = None,
+) -> Var:
+    axes = len(node.meta["val"].shape) - 2
+    if divisor is not None or (ceil and any(_per_axis(padding, axes))):
+        raise unsupported(node, f"ceil_mode={ceil}, divisor_override={divisor}", "neither, with padding")
+    window = _window(axes, kernel, stride, padding, ceil)
+    return mb.avg_pool(x=context.value(x), exclude_padding_from_average=not count_padding, **window)
 
 
-for _name, _emit in {"add": mb.add, "sub": mb.sub, "mul": mb.mul, "div": mb.real_div}.items():
-    register("coreml", f"aten.{_name}.Tensor", f"aten.{_name}.Scalar")(_binary(_emit))
+def _window(axes: int, kernel: _Pair, stride: _Pair, padding: _Pair, ceil: bool) -> dict[str, Any]:
+    sizes = _per_axis(kernel, axes)
+    return {
+        "kernel_sizes": sizes,
+        "strides": _per_axis(stride, axes) or sizes,
+        "pad_type": "custom",
+        "pad": [size for size in _per_axis(padding, axes) for _ in range(2)],
+        "ceil_mode": ceil,
+    }
 
 
-@register("coreml", "aten.eq.Scalar")
-def equal(context: FunctionBuilder, node: Node, x: Var, y: float) -> Var:
-    floating = node.all_input_nodes[0].meta["val"].dtype.is_floating_point
-    return mb.equal(x=x, y=np.float16(y) if floating else np.int32(y))
+@register("coreml", "aten.adaptive_avg_pool2d.default")
+def adaptive_avg_pool(context: FunctionBuilder, node: Node, x: Any, size: Sequence[int]) -> Var:
+    """Means of windows that may overlap: a product with a fixed matrix on each side, where they are not all equal."""
+    x = context.value(x)
+    before, after = [int(extent) for extent in x.shape[2:]], [int(extent) for extent in node.meta["val"].shape[2:]]
+    if after == [1, 1]:
+        return average(context, x, [2, 3], True)
+    if all(old % new == 0 for old, new in zip(before, after, strict=True)):
+        sizes = [old // new for old, new in zip(before, after, strict=True)]
+        return mb.avg_pool(x=x, kernel_sizes=sizes, strides=sizes, pad_type="valid")
+    return _resampled(context, x, [_windows(old, new) for old, new in zip(before, after, strict=True)])
 
 
-@register("coreml", "aten.where.self")
-def where(context: FunctionBuilder, node: Node, condition: Var, x: Var, y: Var) -> Var:
-    return mb.select(cond=condition, a=context.value(x), b=context.value(y))
+def _windows(before: int, after: int) -> NDArray[np.float64]:
+    matrix = np.zeros((after, before))
+    for row in range(after):
+        first, last = row * before // after, -(-(row + 1) * before // after)
+        matrix[row, first:last] = 1 / (last - first)
+    return matrix
 
 
-@register("coreml", "aten.softmax.int")
-def softmax(context: FunctionBuilder, node: Node, x: Var, dim: int, dtype: Any = None) -> Var:
-    return mb.softmax(x=x, axis=dim)
+@register("coreml", "aten.upsample_nearest2d.vec", "aten.upsample_nearest2d.default")
+def upsample_nearest(context: FunctionBuilder, node: Node, x: Any, *options: Any) -> Var:
+    x = context.value(x)
+    before, after = [int(extent) for extent in x.shape[2:]], [int(extent) for extent in node.meta["val"].shape[2:]]
+    for axis, (old, new) in enumerate(zip(before, after, strict=True)):
+        if new != old:
+            rows = np.arange(new) * old // new
+            x = mb.gather(x=x, indices=rows.astype(np.int32), axis=2 + axis, validate_indices=False)
+    return x
 
 
-@register("coreml", "aten.mean.dim")
-def mean(context: FunctionBuilder, node: Node, x: Var, dims: Sequence[int], keepdim: bool = False) -> Var:
-    return mb.reduce_mean(x=x, axes=list(dims), keep_dims=keepdim)
+@register("coreml", "aten.upsample_bilinear2d.vec", "aten.upsample_bilinear2d.default")
+def upsample_bilinear(
+    context: FunctionBuilder, node: Node, x: Any, size: Any = None, align_corners: bool = False, *scales: Any
+) -> Var:
+    """A product with a fixed matrix on each side: exact for any factor. Its rows are torch's own."""
+    x = context.value(x)
+    matrices = []
+    for old, new in zip(x.shape[2:], node.meta["val"].shape[2:], strict=True):
+        unit = torch.eye(int(old), dtype=torch.float64)[None, :, :, None]
+        column = torch.nn.functional.interpolate(unit, (int(new), 1), mode="bilinear", align_corners=align_corners)
+        matrices.append(column[0, :, :, 0].T.numpy())
+    return _resampled(context, x, matrices)
+
+
+def _resampled(context: FunctionBuilder, x: Var, matrices: list[NDArray[np.float64]]) -> Var:
+    """rows @ x @ columns.T for the two last axes of x."""
+    rows, columns = (np.ascontiguousarray(matrix).astype(context.dtype) for matrix in matrices)
+    wide = mb.matmul(x=rows.reshape(1, 1, *rows.shape), y=x)
+    return mb.matmul(x=wide, y=np.ascontiguousarray(columns.T).reshape(1, 1, *columns.T.shape))
+
+
+def average(context: FunctionBuilder, x: Var, axes: list[int], keep: bool) -> Var:
+    """The mean, without a sum that leaves float16 where the values' size says that it would."""
+    count = math.prod(int(x.shape[axis]) for axis in axes)
+    peak = context.peaks.get(x, 0.0)
+    if context.dtype != "float16" or peak * count <= np.finfo(np.float16).max:
+        return mb.reduce_mean(x=x, axes=axes, keep_dims=keep)
+    factor = 2.0 ** math.ceil(math.log2(count))
+    small = mb.reduce_mean(x=mb.mul(x=x, y=np.float16(1 / factor)), axes=axes, keep_dims=keep)
+    return mb.mul(x=small, y=np.float16(factor))
+
+
+@register("coreml", "aten.mean.dim", "aten.mean.default")
+def mean(
+    context: FunctionBuilder, node: Node, x: Any, dims: Sequence[int] | None = None, keep: bool = False, **options: Any
+) -> Var:
+    x = context.value(x)
+    return average(context, x, [dim % x.rank for dim in dims] if dims else list(range(x.rank)), keep)
+
+
+@register("coreml", "aten.softmax.int", "aten._softmax.default")
+def softmax(context: FunctionBuilder, node: Node, x: Any, dim: int, *options: Any, **keywords: Any) -> Var:
+    return mb.softmax(x=context.value(x), axis=dim)
+
+
+@register("coreml", "aten.log_softmax.int")
+def log_softmax(context: FunctionBuilder, node: Node, x: Any, dim: int, *options: Any) -> Var:
+    x = context.value(x)
+    centred = mb.sub(x=x, y=mb.reduce_max(x=x, axes=[dim], keep_dims=True))
+    total = mb.reduce_sum(x=mb.exp(x=centred), axes=[dim], keep_dims=True)
+    return mb.sub(x=centred, y=mb.log(x=total))
 
 
 @register("coreml", "aten.layer_norm.default")
 def layer_norm(
     context: FunctionBuilder,
     node: Node,
-    x: Var,
+    x: Any,
     normalized_shape: Sequence[int],
-    weight: Weight | None = None,
-    bias: Weight | None = None,
+    weight: Any = None,
+    bias: Any = None,
     epsilon: float = 1e-5,
     cudnn_enable: bool = True,
 ) -> Var:
+    """Core ML's own, but where the values' size says that their squares may leave float16."""
+    x = context.value(x)
+    axes = list(range(-len(normalized_shape), 0))
+    if context.dtype == "float16" and context.peaks.get(x, 0.0) > SAFE_SQUARE:
+        normal = _careful_normal(context, mb.sub(x=x, y=average(context, x, axes, True)), axes, epsilon)
+        return scaled_and_shifted(context, normal, weight, bias)
     affine = {"gamma": weight, "beta": bias}
-    operands = {name: context.weight(value) for name, value in affine.items() if value is not None}
-    return mb.layer_norm(x=x, axes=list(range(-len(normalized_shape), 0)), epsilon=np.float16(epsilon), **operands)
+    operands = {name: context.value(value) for name, value in affine.items() if value is not None}
+    return mb.layer_norm(x=x, axes=axes, epsilon=context.positive(epsilon), **operands)
+
+
+@register("coreml", "aten.rms_norm.default")
+def rms_norm(
+    context: FunctionBuilder,
+    node: Node,
+    x: Any,
+    normalized_shape: Sequence[int],
+    weight: Any = None,
+    epsilon: float | None = None,
+) -> Var:
+    """x / sqrt(mean(x^2) + epsilon), safe in float16: residual streams reach thousands."""
+    axes = list(range(-len(normalized_shape), 0))
+    epsilon = torch.finfo(torch.float32).eps if epsilon is None else epsilon
+    return scaled_and_shifted(context, _careful_normal(context, context.value(x), axes, epsilon), weight, None)
+
+
+def _careful_normal(context: FunctionBuilder, x: Var, axes: list[int], epsilon: float) -> Var:
+    """x / sqrt(mean(x^2) + epsilon). A square of 256 overflows float16, so divide by m = max(max|x|, 1/16) first: with
+    y = x / m, which lies in -1..1, the result is y / sqrt(mean(y^2) + (sqrt(epsilon) / m)^2)."""
+    peak = mb.reduce_max(x=mb.abs(x=x), axes=axes, keep_dims=True)
+    peak = mb.maximum(x=peak, y=context.number(LEAST_SCALE))
+    scaled = mb.real_div(x=x, y=peak)
+    floor = mb.square(x=mb.real_div(x=context.number(epsilon**0.5), y=peak))
+    energy = mb.reduce_mean(x=mb.square(x=scaled), axes=axes, keep_dims=True)
+    inverse = mb.rsqrt(x=mb.add(x=energy, y=floor), epsilon=context.number(0.0))
+    return mb.mul(x=scaled, y=inverse)
+
+
+def scaled_and_shifted(context: FunctionBuilder, x: Var, weight: Any, bias: Any) -> Var:
+    scaled = x if weight is None else mb.mul(x=x, y=context.value(weight))
+    return scaled if bias is None else mb.add(x=scaled, y=context.value(bias))
+
+
+@register("coreml", "aten.batch_norm.default", "aten.instance_norm.default")
+def batch_norm(
+    context: FunctionBuilder,
+    node: Node,
+    x: Any,
+    weight: Any,
+    bias: Any,
+    mean: Any,
+    variance: Any,
+    training: bool,
+    momentum: float,
+    epsilon: float,
+    cudnn_enabled: bool,
+) -> Var:
+    """With running statistics: one product and one sum, whose factors are computed in float64 here."""
+    x = context.value(x)
+    is_instance = "instance" in str(node.target)
+    if training and not is_instance:
+        raise unsupported(node, "training=True", "a model in evaluation mode: call .eval()")
+    if mean is None or (training and is_instance):
+        return _group_norm(context, x, int(x.shape[1]), weight, bias, epsilon)
+    ones, none = np.ones(int(x.shape[1])), np.zeros(int(x.shape[1]))
+    gamma, beta, center, spread = (
+        default if value is None else context.dense(value)
+        for value, default in ((weight, ones), (bias, none), (mean, none), (variance, ones))
+    )
+    factor = gamma / np.sqrt(spread + epsilon)
+    shape = [1, -1] + [1] * (x.rank - 2)
+    scaled = mb.mul(x=x, y=context.array(factor.reshape(shape)))
+    return mb.add(x=scaled, y=context.array((beta - center * factor).reshape(shape)))
+
+
+@register("coreml", "aten.group_norm.default")
+def group_norm(
+    context: FunctionBuilder,
+    node: Node,
+    x: Any,
+    groups: int,
+    weight: Any = None,
+    bias: Any = None,
+    epsilon: float = 1e-5,
+    cudnn_enabled: bool = True,
+) -> Var:
+    return _group_norm(context, context.value(x), groups, weight, bias, epsilon)
+
+
+def _group_norm(context: FunctionBuilder, x: Var, groups: int, weight: Any, bias: Any, epsilon: float) -> Var:
+    shape = [int(size) for size in x.shape]
+    rows = mb.reshape(x=x, shape=[shape[0], groups, math.prod(shape[1:]) // groups])
+    normal = _careful_normal(context, mb.sub(x=rows, y=average(context, rows, [-1], True)), [-1], epsilon)
+    broad = [1, shape[1]] + [1] * (len(shape) - 2)
+    affine = [None if part is None else context.array(context.dense(part).reshape(broad)) for part in (weight, bias)]
+    return scaled_and_shifted(context, mb.reshape(x=normal, shape=shape), *affine)
 
 
 @register("coreml", "aten.scaled_dot_product_attention.default")
 def attention(
     context: FunctionBuilder,
     node: Node,
-    query: Var,
-    key: Var,
-    value: Var,
-    mask: Var | None = None,
+    query: Any,
+    key: Any,
+    value: Any,
+    mask: Any = None,
     dropout: float = 0.0,
     causal: bool = False,
-    **options: Any,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
 ) -> Var:
-    if causal or dropout or any(option is not None and option is not False for option in options.values()):
-        raise _unsupported(node, f"causal={causal}, dropout={dropout}, {options}", "an explicit mask, nothing else")
-    masked = {} if mask is None else {"attn_mask": mask}
+    query, key, value = (context.value(part) for part in (query, key, value))
+    if enable_gqa and query.shape[1] != key.shape[1]:
+        raise unsupported(node, "enable_gqa", "as many heads of keys as of queries: repeat them before")
+    natural = int(query.shape[-1]) ** -0.5
+    if scale is not None and not math.isclose(scale, natural):
+        query = mb.mul(x=query, y=context.number(scale / natural))
+    if causal:
+        size = int(query.shape[-2]), int(key.shape[-2])
+        mask = Constant(f"causal_{size[0]}_{size[1]}", np.triu(np.full(size, MASKED, np.float32), 1))
+    masked = {} if mask is None else {"attn_mask": _additive(context, mask)}
     return mb.scaled_dot_product_attention(query=query, key=key, value=value, **masked)
 
 
-@register("coreml", "aten.matmul.default", "aten.bmm.default")
-def matmul(context: FunctionBuilder, node: Node, x: Var, y: Var) -> Var:
-    return mb.matmul(x=context.value(x), y=context.value(y))
-
-
-@register("coreml", "aten.view.default", "aten.reshape.default", "aten.flatten.using_ints", "aten.squeeze.dim")
-def reshape(context: FunctionBuilder, node: Node, x: Var, *arguments: Any) -> Var:
-    return mb.reshape(x=x, shape=_shape(node))
-
-
-@register("coreml", "aten.unsqueeze.default")
-def unsqueeze(context: FunctionBuilder, node: Node, x: Var, dim: int) -> Var:
-    return mb.expand_dims(x=x, axes=[dim])
-
-
-@register("coreml", "aten.permute.default")
-def permute(context: FunctionBuilder, node: Node, x: Var, dims: Sequence[int]) -> Var:
-    return mb.transpose(x=x, perm=list(dims))
-
-
-@register("coreml", "aten.transpose.int")
-def transpose(context: FunctionBuilder, node: Node, x: Var, first: int, second: int) -> Var:
-    order = list(range(x.rank))
-    order[first], order[second] = order[second], order[first]
-    return mb.transpose(x=x, perm=order)
-
-
-@register("coreml", "aten.unbind.int")
-def unbind(context: FunctionBuilder, node: Node, x: Var, dim: int = 0) -> list[Var]:
-    return [mb.squeeze(x=part, axes=[dim]) for part in mb.split(x=x, num_splits=x.shape[dim], axis=dim)]
-
-
-@register("coreml", "aten.cat.default")
-def cat(context: FunctionBuilder, node: Node, parts: Sequence[Var], dim: int = 0) -> Var:
-    return mb.concat(values=[context.value(part) for part in parts], axis=dim)
-
-
-@register("coreml", "aten.contiguous.default", "aten.clone.default", "aten.dropout.default", "aten.alias.default")
-def identity(context: FunctionBuilder, node: Node, x: Var, *arguments: Any, **options: Any) -> Var:
-    return x
-
-
-@register("coreml", "aten.embedding.default")
-def embedding(context: FunctionBuilder, node: Node, weight: Weight, indices: Var, *options: Any) -> Var:
-    return mb.gather(x=context.weight(weight), indices=indices, axis=0, validate_indices=False)
-
-
-@register("coreml", "aten.to.dtype", "aten._to_copy.default")
-def cast(context: FunctionBuilder, node: Node, x: Var, *arguments: Any, **options: Any) -> Var:
-    dtype = node.meta["val"].dtype
-    if dtype.is_floating_point:
-        return mb.cast(x=x, dtype="fp16")
-    if dtype in (torch.int32, torch.int64):
-        return mb.cast(x=x, dtype="int32")
-    raise _unsupported(node, f"dtype {dtype}", "a floating or an integer dtype")
+def _additive(context: FunctionBuilder, mask: Any) -> Var:
+    """A mask of truth values (True: visible) as numbers to add; never -inf, which makes NaN on the Neural Engine."""
+    if isinstance(mask, Constant) and mask.array.dtype == bool:
+        return context.literal(Constant(f"{mask.name}_added", np.where(mask.array, 0, MASKED).astype(np.float32)))
+    mask = context.value(mask)
+    if not context.is_bool(mask):
+        return mask
+    return mb.select(cond=mask, a=context.number(0.0), b=context.number(MASKED))

@@ -8,8 +8,8 @@
 | palette          | constexpr_lut_to_dense, uint1/2/3/4/6/8 indices, float16 tables for groups of output rows |
 
 A layer that is kept in float32 has float32 scales, tables or values; one that is scaled has them times a power of two.
-The MIL Builder is given the type and the shape of a large constant, and stand-in zeros that take no memory; its bytes go
-from the mapped store to weight.bin when the package is saved.
+The MIL Builder is given the type and the shape of a large constant, and stand-in zeros that take no memory; its bytes
+go from the mapped store to weight.bin when the package is saved.
 """
 
 import math
