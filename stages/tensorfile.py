@@ -235,8 +235,8 @@ class TensorWriter:
 
     def add(self, name: str, array: NDArray[Any]) -> None:
         """Add a tensor of a type in NUMPY_TYPES, under a name not yet used."""
-        array = np.ascontiguousarray(array)
-        self.add_bytes(name, _NAMES_OF_TYPES[array.dtype], array.shape, array.reshape(-1).view(np.uint8).data)
+        flat = np.ascontiguousarray(array).reshape(-1)  # which makes a scalar's shape (1,)
+        self.add_bytes(name, _NAMES_OF_TYPES[array.dtype], array.shape, flat.view(np.uint8).data)
 
     def add_bytes(self, name: str, dtype: str, shape: tuple[int, ...], data: memoryview) -> None:
         """Add a tensor by its little-endian bytes; dtype as safetensors names it."""

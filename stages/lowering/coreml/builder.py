@@ -1,5 +1,6 @@
 """One MIL function under construction: what every emitter is given as `context`."""
 
+import hashlib
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -144,9 +145,18 @@ class FunctionBuilder:
         """Whether a parameter times 2^exponent is float16 without a loss."""
         return self.bank.exact(weight.name, exponent)
 
-    def array(self, values: NDArray[Any]) -> NDArray[Any]:
+    def array(self, values: NDArray[Any]) -> Var:
         """Numbers as a constant in the dtype at hand. Raises LoweringError where they are beyond its range."""
-        return values.astype(np.float32) if self.dtype == "float32" else as_float16("computed here", values)
+        typed = values.astype(np.float32) if self.dtype == "float32" else as_float16("computed here", values)
+        return self._numbered(typed)
+
+    def table(self, indices: NDArray[Any]) -> Var:
+        """Integers as a constant."""
+        return self._numbered(indices.astype(np.int32))
+
+    def _numbered(self, array: NDArray[Any]) -> Var:
+        digest = hashlib.sha256(np.ascontiguousarray(array).tobytes() + str((array.dtype, array.shape)).encode())
+        return self.constant(f"made_{digest.hexdigest()[:16]}", lambda: array)
 
     def dense(self, argument: Any) -> NDArray[np.float64]:
         """The numbers of a parameter or a constant of the model, for what is computed of them at lowering."""

@@ -227,7 +227,9 @@ def _logical(emit: Callable[..., Var]) -> Callable[..., Var]:
 
 
 for _name, _operation in _LOGICAL.items():
-    register("coreml", f"aten.logical_{_name}.default", f"aten.bitwise_{_name}.Tensor")(_logical(_operation))
+    register("coreml", f"aten.logical_{_name}.default", f"aten.bitwise_{_name}.Tensor", f"aten.__{_name}__.Tensor")(
+        _logical(_operation)
+    )
 
 
 @register("coreml", "aten.where.self", "aten.where.ScalarOther", "aten.where.ScalarSelf", "aten.where.Scalar")

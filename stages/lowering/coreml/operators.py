@@ -213,8 +213,8 @@ def upsample_nearest(context: FunctionBuilder, node: Node, x: Any, *options: Any
     before, after = [int(extent) for extent in x.shape[2:]], [int(extent) for extent in node.meta["val"].shape[2:]]
     for axis, (old, new) in enumerate(zip(before, after, strict=True)):
         if new != old:
-            rows = np.arange(new) * old // new
-            x = mb.gather(x=x, indices=rows.astype(np.int32), axis=2 + axis, validate_indices=False)
+            rows = context.table(np.arange(new) * old // new)
+            x = mb.gather(x=x, indices=rows, axis=2 + axis, validate_indices=False)
     return x
 
 
@@ -234,9 +234,8 @@ def upsample_bilinear(
 
 def _resampled(context: FunctionBuilder, x: Var, matrices: list[NDArray[np.float64]]) -> Var:
     """rows @ x @ columns.T for the two last axes of x."""
-    rows, columns = (np.ascontiguousarray(matrix).astype(context.dtype) for matrix in matrices)
-    wide = mb.matmul(x=rows.reshape(1, 1, *rows.shape), y=x)
-    return mb.matmul(x=wide, y=np.ascontiguousarray(columns.T).reshape(1, 1, *columns.T.shape))
+    rows, columns = (context.array(matrix[None, None]) for matrix in (matrices[0], matrices[1].T))
+    return mb.matmul(x=mb.matmul(x=rows, y=x), y=columns)
 
 
 def average(context: FunctionBuilder, x: Var, axes: list[int], keep: bool) -> Var:

@@ -43,11 +43,11 @@ NORMS = {"aten.layer_norm.default": (4, 1e-5), "aten.rms_norm.default": (3, None
 PASSING = {
     "aten.view.default", "aten.reshape.default", "aten.flatten.using_ints", "aten.squeeze.dim",
     "aten.unsqueeze.default", "aten.permute.default", "aten.transpose.int", "aten.unbind.int", "aten.chunk.default",
-    "aten.split.Tensor", "aten.slice.Tensor", "aten.select.int", "aten.expand.default", "aten.contiguous.default", "aten.clone.default",
-    "aten.dropout.default", "aten.alias.default", "aten.relu.default", "aten.leaky_relu.default", "aten.neg.default",
-    "aten.abs.default", "aten.mean.dim", "aten.max_pool2d.default", "aten.avg_pool2d.default",
-    "aten.adaptive_avg_pool2d.default", "aten.upsample_nearest2d.vec", "aten.upsample_bilinear2d.vec",
-    "aten.amax.default", "aten.repeat.default",
+    "aten.split.Tensor", "aten.slice.Tensor", "aten.select.int", "aten.expand.default", "aten.contiguous.default",
+    "aten.clone.default", "aten.dropout.default", "aten.alias.default", "aten.relu.default",
+    "aten.leaky_relu.default", "aten.neg.default", "aten.abs.default", "aten.mean.dim", "aten.max_pool2d.default",
+    "aten.avg_pool2d.default", "aten.adaptive_avg_pool2d.default", "aten.upsample_nearest2d.vec",
+    "aten.upsample_bilinear2d.vec", "aten.amax.default", "aten.repeat.default",
 }  # fmt: skip
 
 

@@ -124,8 +124,10 @@ def select(context: FunctionBuilder, node: Node, x: Any, dim: int, index: int) -
 @register("coreml", "aten.flip.default")
 def flip(context: FunctionBuilder, node: Node, x: Any, dims: Sequence[int]) -> Var:
     x = context.value(x)
-    axes = {dim % x.rank for dim in dims}
-    return mb.reverse(x=x, axes=sorted(axes))
+    for dim in sorted({dim % x.rank for dim in dims}):
+        rows = context.table(np.arange(int(x.shape[dim]))[::-1])
+        x = mb.gather(x=x, indices=rows, axis=dim, validate_indices=False)
+    return x
 
 
 @register("coreml", "aten.roll.default")
@@ -178,9 +180,9 @@ def pad(
     if mode not in kinds or min(amounts) < 0:
         raise unsupported(node, f"mode='{mode}', pad={list(amounts)}", f"one of {', '.join(kinds)}, nothing cut off")
     pairs = [list(amounts[start : start + 2]) for start in range(0, len(amounts), 2)]
-    ordered = [[0, 0]] * (x.rank - len(pairs)) + pairs[::-1]
+    pairs += [[0, 0]] * (x.rank - len(pairs) if mode == "constant" else 0)
     fill = {"constant_val": context.number(value or 0.0)} if mode == "constant" else {}
-    return mb.pad(x=x, pad=[side for pair in ordered for side in pair], mode=kinds[mode], **fill)
+    return mb.pad(x=x, pad=[side for pair in reversed(pairs) for side in pair], mode=kinds[mode], **fill)
 
 
 @register("coreml", "aten.pixel_shuffle.default")

@@ -255,5 +255,5 @@ def _numpy_type(kind: str) -> Any:
     return types.nptype_from_builtin(getattr(types, kind))
 
 
-def _span(rows: Rows | None) -> slice:
-    return slice(*rows) if rows else slice(None)
+def _span(rows: Rows | None) -> Any:
+    return slice(*rows) if rows else ...
