@@ -10,9 +10,10 @@
 It checks conversion and compression. It does not imitate the arithmetic of any one Apple chip.
 """
 
+from stages.runtimes.coreml_reference.features import Feature
 from stages.runtimes.coreml_reference.operators import OPERATORS, Call, Kernel, operator
 from stages.runtimes.coreml_reference.package import ProgramError, UnknownOperatorError
-from stages.runtimes.coreml_reference.program import Function, MLProgram, State
+from stages.runtimes.coreml_reference.program import Function, Interface, MLProgram, State
 from stages.runtimes.coreml_reference.session import CoreMLGraph, CoreMLSession
 
 __all__ = [
@@ -20,7 +21,9 @@ __all__ = [
     "Call",
     "CoreMLGraph",
     "CoreMLSession",
+    "Feature",
     "Function",
+    "Interface",
     "Kernel",
     "MLProgram",
     "ProgramError",

@@ -18,7 +18,7 @@ from stages.runtimes.coreml_reference.features import describe_features
 from stages.runtimes.coreml_reference.package import Package, ProgramError
 from stages.runtimes.coreml_reference.states import plan_states
 from stages.runtimes.coreml_reference.steps import compile_steps
-from stages.runtimes.coreml_reference.translate import signature, translate, unknown_operators
+from stages.runtimes.coreml_reference.translate import operators_of, signature, translate, unknown_operators
 
 State = dict[str, torch.Tensor]
 PRECISIONS = {"float16": torch.float16, "float32": torch.float32}
@@ -80,6 +80,10 @@ class MLProgram:
     def unknown_operators(self, name: str | None = None) -> dict[str, list[str]]:
         """{operator that the function uses and the table lacks: the names of the values that it makes}."""
         return unknown_operators(self.package, self._known(name) if name else self.function_name)
+
+    def operators(self, name: str | None = None) -> dict[str, int]:
+        """{operator: how often the function uses it}, without constants."""
+        return operators_of(self.package, self._known(name) if name else self.function_name)
 
     def interface(self, name: str | None = None) -> "Interface":
         """The function's inputs, outputs and states, without compiling it."""

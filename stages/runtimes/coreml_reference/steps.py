@@ -8,6 +8,7 @@ import torch
 
 from stages.runtimes.coreml_reference.operation import Operation, Signature, Translation
 from stages.runtimes.coreml_reference.operators import Array
+from stages.runtimes.coreml_reference.package import ProgramError
 from stages.runtimes.coreml_reference.weights import Weight
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ class Compiled:
     slots: dict[str, int]
     template: Registers
     steps: list[Step]
+    names: list[str]
 
     def run(self, inputs: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         registers = self.template.copy()
@@ -34,8 +36,16 @@ class Compiled:
             registers[self.slots[name]] = inputs[name]
         for name in self.states:
             registers[self.slots[name]] = state[name]
-        for step in self.steps:
-            step(registers)
+        step: Step | None = None
+        try:
+            for step in self.steps:
+                step(registers)
+        except (RuntimeError, IndexError, ValueError, TypeError) as cause:  # torch's, for shapes and indices
+            name = self.names[self.steps.index(step)] if step else "the program"
+            raise ProgramError(
+                f"{name} cannot be computed: {str(cause).partition(chr(10))[0]}",
+                hint="Sizes or indices that depend on the inputs may not fit each other.",
+            ) from cause
         return {name: registers[slot] for name, slot in self.outputs.items()}
 
 
@@ -49,7 +59,7 @@ def compile_steps(program: Translation, constants: "Constants") -> Compiled:
         if dying[index]:
             layout.release(dying[index])
     outputs = {name: layout.slot(name, program.constants.get(name)) for name in program.outputs}
-    return Compiled(program.inputs, program.states, outputs, layout.slots, layout.template, layout.steps)
+    return Compiled(program.inputs, program.states, outputs, layout.slots, layout.template, layout.steps, layout.names)
 
 
 class _Layout:
@@ -59,6 +69,7 @@ class _Layout:
         self.slots: dict[str, int] = {}
         self.template: Registers = []
         self.steps: list[Step] = []
+        self.names: list[str] = []
         self._program, self._constants = program, constants
         for name in [*program.inputs, *program.states]:
             self.slot(name)
@@ -95,12 +106,19 @@ class _Layout:
             function = _unpacking(function, unpacked)
         dtypes = [self._program.dtypes[name] for name in operation.sinks]
         rounded_to = dtypes if operation.kernel.wide else []
-        self.steps.append(_step(function, sources, [self.slot(name) for name in operation.sinks], rounded_to))
+        step = _step(function, sources, [self.slot(name) for name in operation.sinks], rounded_to)
+        self._append(
+            step, f"operation '{operation.sinks[0] if operation.sinks else operation.state}' ({operation.kind})"
+        )
 
     def release(self, names: list[str]) -> None:
         """Forget values after this step, so that their memory can be used again."""
         forms = [form for name in names for form in (name, _wide(name)) if form in self.slots]
-        self.steps.append(_release([self.slots[form] for form in forms]))
+        self._append(_release([self.slots[form] for form in forms]), "")
+
+    def _append(self, step: Step, name: str) -> None:
+        self.steps.append(step)
+        self.names.append(name)
 
     def _tensor_slot(self, name: str, wide: bool) -> int:
         if name in self._program.constants:
@@ -111,7 +129,7 @@ class _Layout:
             return self.slots[name]
         if _wide(name) not in self.slots:
             source, sink = self.slots[name], self.slot(_wide(name))
-            self.steps.append(_step(torch.Tensor.float, [source], [sink], []))
+            self._append(_step(torch.Tensor.float, [source], [sink], []), f"the value '{name}'")
         return self.slots[_wide(name)]
 
     def _resident(self, weight: Weight, operation: Operation) -> torch.Tensor | None:

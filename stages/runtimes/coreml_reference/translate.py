@@ -1,5 +1,6 @@
 """From a function's protobuf to operations with kernels: constants unpacked, operations on constants folded."""
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -65,6 +66,13 @@ def signature(package: Package, name: str, float16: torch.dtype) -> tuple[Signat
     """The inputs, the states and the names of the outputs of a function."""
     function = package.model.mlProgram.functions[name]
     return *_signature(function, float16), list(function.block_specializations[function.opset].outputs)
+
+
+def operators_of(package: Package, name: str) -> dict[str, int]:
+    """{operator: how often a function uses it}, without constants."""
+    function = package.model.mlProgram.functions[name]
+    used = Counter(each.type for each in operations_of(function.block_specializations[function.opset]))
+    return {kind: used[kind] for kind in sorted(used) if kind != "const"}
 
 
 def unknown_operators(package: Package, name: str) -> dict[str, list[str]]:
