@@ -169,6 +169,7 @@ def _write_checkpoint(session: Session, tokenizer: Tokenizer, out: Path) -> Chec
             "mean": [0.5, 0.5, 0.5],
             "std": [0.5, 0.5, 0.5],
             "aspect": "stretch",
+            "resample": "bilinear",
             "prompt_template": "{image}{question}<|im_start|>",
             "image_token": "<image>",
             "end_token": "<|im_end|>",

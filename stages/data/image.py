@@ -1,8 +1,8 @@
 """From an image file or array to the encoder's input, exactly as preprocessing.json says, the same on every machine.
 
 In this order: the photographer's rotation (EXIF) is applied; transparency is laid over white; grey becomes colour; the
-image is made square by `aspect` and resized by Pillow's antialiased bilinear filter, in 8 bits; then comes
-(x / 255 - mean) / std.
+image is made square by `aspect` and resized by Pillow's antialiased filter `resample`, bilinear or bicubic, in 8 bits;
+then comes (x / 255 - mean) / std.
 
     stretch   resized to the square, whatever its shape
     crop      shortest edge resized to the square's, then the middle is cut out (CLIP's way)
@@ -20,15 +20,24 @@ from PIL import Image, ImageOps
 from pipelines.errors import StageError, nearest
 
 ASPECTS = ("stretch", "crop", "pad")
+FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
 def preprocess(image: Path | NDArray[np.uint8] | Image.Image, settings: Mapping[str, Any]) -> NDArray[np.float32]:
     """image: a file, an array (H, W), (H, W, 3) or (H, W, 4) uint8, or a Pillow image -> (1, 3, S, S) float32.
 
-    settings: image_size, mean [3], std [3], aspect. Raises StageError for what is no image, and for an unknown aspect.
+    settings: image_size, mean [3], std [3], aspect, resample (bilinear if absent). Raises StageError for what is
+    no image, and for an unknown aspect or filter.
     """
     size, mean, std = (settings[key] for key in ("image_size", "mean", "std"))
-    square = _square(to_rgb(image), int(size), settings["aspect"], mean)
+    resample = settings.get("resample", "bilinear")
+    for key, value, choices in (("aspect", settings["aspect"], ASPECTS), ("resample", resample, tuple(FILTERS))):
+        if value not in choices:
+            raise StageError(
+                f"preprocessing.json: {key} is {value!r}",
+                hint=f"{nearest(value, choices)} Expected one of {', '.join(choices)}.",
+            )
+    square = _square(to_rgb(image), int(size), settings["aspect"], mean, FILTERS[resample])
     pixels = np.asarray(square, np.float32) / np.float32(255)
     normalised = (pixels - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
     return np.ascontiguousarray(normalised.transpose(2, 0, 1)[None])
@@ -62,11 +71,11 @@ def to_rgb(image: Path | NDArray[np.uint8] | Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _square(image: Image.Image, size: int, aspect: str, mean: list[float]) -> Image.Image:
+def _square(image: Image.Image, size: int, aspect: str, mean: list[float], resample: Image.Resampling) -> Image.Image:
     width, height = image.size
     if aspect == "crop":
         short = min(width, height)
-        image = _resize(image, max(size, width * size // short), max(size, height * size // short))
+        image = _resize(image, width * size // short, height * size // short, resample)
         left, top = (image.width - size) // 2, (image.height - size) // 2
         return image.crop((left, top, left + size, top + size))
     if aspect == "pad":
@@ -74,16 +83,11 @@ def _square(image: Image.Image, size: int, aspect: str, mean: list[float]) -> Im
         colour = tuple(int(value * 255) for value in mean)
         canvas = Image.new("RGB", (long, long), colour)
         canvas.paste(image, ((long - width) // 2, (long - height) // 2))
-        return _resize(canvas, size, size)
-    if aspect != "stretch":
-        raise StageError(
-            f"preprocessing.json: aspect is {aspect!r}",
-            hint=f"{nearest(aspect, ASPECTS)} Expected one of {', '.join(ASPECTS)}.",
-        )
-    return _resize(image, size, size)
+        return _resize(canvas, size, size, resample)
+    return _resize(image, size, size, resample)
 
 
-def _resize(image: Image.Image, width: int, height: int) -> Image.Image:
+def _resize(image: Image.Image, width: int, height: int, resample: Image.Resampling) -> Image.Image:
     if image.size == (width, height):
         return image
-    return image.resize((width, height), Image.Resampling.BILINEAR)
+    return image.resize((width, height), resample)

@@ -17,7 +17,7 @@ from pipelines.errors import CheckpointError, nearest
 from stages.models.description import read_object
 from stages.models.layouts import apple, native, qwen2, transformers
 from stages.models.layouts.tensors import Contents, Stored
-from stages.models.layouts.weights import WEIGHTS, listed
+from stages.models.layouts.weights import CHUNK, WEIGHTS, listed
 from stages.tensorfile import PlannedWriter, as_array
 
 CONFIG, TOKENIZER, PREPROCESSING = "config.json", "tokenizer.json", "preprocessing.json"
@@ -85,12 +85,13 @@ def _write_weights(contents: Contents, path: Path, progress: Progress) -> None:
     plan = {name: (tensors.dtype(name, weights), source.shape) for name, source in tensors.sources.items()}
     bad: dict[str, str] = {}
     checked: set[str] = set()
+    scratch = np.empty(CHUNK, np.uint8)
     with PlannedWriter(path, plan) as writer:
         for index, name in enumerate(writer.order()):
             progress(index, len(plan), name)
             source = tensors.sources[name]
             for part in source.inputs():
-                if part not in checked and (problem := _not_finite(contents, part, writer, name)):
+                if part not in checked and (problem := _not_finite(contents, part, writer, name, scratch)):
                     bad[part] = problem
                 checked.add(part)
             if not isinstance(source, Stored):
@@ -103,9 +104,9 @@ def _write_weights(contents: Contents, path: Path, progress: Progress) -> None:
             )
 
 
-def _not_finite(contents: Contents, part: str, writer: PlannedWriter, name: str) -> str:
+def _not_finite(contents: Contents, part: str, writer: PlannedWriter, name: str, scratch: NDArray[np.uint8]) -> str:
     """How many values of the tensor `part` are NaN or infinite, in words; "" for none. On the way it is written, if it
-    goes to the output as it is."""
+    goes to the output as it is. scratch: CHUNK bytes."""
     entry = contents.weights.entries[part]
     copied = isinstance(contents.tensors.sources[name], Stored)
     widened = copied and writer.entries[name].dtype != entry.dtype
@@ -113,7 +114,7 @@ def _not_finite(contents: Contents, part: str, writer: PlannedWriter, name: str)
     count, first, position = 0, -1, 0
     for piece in contents.weights.pieces(part):
         bits: NDArray[Any] = piece.view(kind)
-        exponents = bits & kind(mask)
+        exponents = np.bitwise_and(bits, kind(mask), out=scratch[: piece.size].view(kind))
         if exponents.size and int(exponents.max()) == mask:
             where = np.flatnonzero(exponents == mask)
             count, first = count + where.size, position + int(where[0]) if first < 0 else first

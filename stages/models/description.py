@@ -108,16 +108,20 @@ def check_preprocessing(values: dict[str, Any], config: ModelConfig, path: Path)
             raise CheckpointError(f"{path}: {key} is {values[key]!r}; {expected}", hint=f"Correct {key} in that file.")
 
 
-def check_tokenizer(text: bytes, path: Path, config: ModelConfig, preprocessing: dict[str, Any]) -> None:
-    """The tokenizer fits the embedding and knows the special tokens. Raises CheckpointError where not."""
-    assert config.text is not None
+def parse_tokenizer(text: bytes, path: Path) -> Tokenizer:
+    """The tokenizer that tokenizer.json, at path, describes. Raises CheckpointError where it is none."""
     try:
-        tokenizer = Tokenizer.from_str(text.decode())
+        return Tokenizer.from_str(text.decode())
     except Exception as cause:  # the library raises bare Exception for all that it cannot read
         raise CheckpointError(
             f"{path} is not a tokenizer that the tokenizers library reads: {cause}",
             hint="Save it anew with tokenizer.save('tokenizer.json'); sentencepiece models need converting first.",
         ) from cause
+
+
+def check_tokenizer(tokenizer: Tokenizer, path: Path, config: ModelConfig, preprocessing: dict[str, Any]) -> None:
+    """The tokenizer fits the embedding and knows the special tokens. Raises CheckpointError where not."""
+    assert config.text is not None
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     largest = max(vocabulary.values(), default=-1)
     if largest >= config.text.vocab_size:

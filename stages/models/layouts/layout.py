@@ -80,7 +80,7 @@ class Layout:
             "max_new_tokens": _new_tokens(folder),
         }
         check_preprocessing(preprocessing, config, path)
-        check_tokenizer(tokens.text, folder / TOKENIZER, config, preprocessing)
+        check_tokenizer(tokens.tokenizer, folder / TOKENIZER, config, preprocessing)
         if text["tie_word_embeddings"] and not shares_head(weights, f"{self.body}embed_tokens.weight", self.head):
             assert config.text is not None
             config = replace(config, text=replace(config.text, tie_word_embeddings=False))

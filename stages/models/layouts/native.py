@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from pipelines.errors import CheckpointError, nearest
-from stages.models.description import check_config, check_preprocessing, check_tokenizer, read_object
+from stages.models.description import check_config, check_preprocessing, check_tokenizer, parse_tokenizer, read_object
 from stages.models.layouts.tensors import Contents, Tensors, check_tensors
 from stages.models.layouts.weights import WeightFiles, listed
 from stages.models.vlm import ModelConfig
@@ -36,7 +36,8 @@ def read(path: Path, values: dict[str, Any]) -> Contents:
         preprocessing.setdefault("resample", "bilinear")  # all that there was before the key
     check_preprocessing(preprocessing, config, folder / PREPROCESSING)
     tokenizer = (folder / TOKENIZER).read_bytes()
-    check_tokenizer(tokenizer, folder / TOKENIZER, config, preprocessing)
+    path = folder / TOKENIZER
+    check_tokenizer(parse_tokenizer(tokenizer, path), path, config, preprocessing)
     return Contents(config, preprocessing, tokenizer, weights, tensors)
 
 

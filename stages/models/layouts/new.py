@@ -79,7 +79,7 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         words = message.rpartition(": ")[2].split()
         guess = nearest(words[0], self._option_string_actions) if message.startswith("unrecognized") else ""
-        raise ConfigError(f"tapeout new-checkpoint: {message}", hint=guess or self.format_usage().strip())
+        raise ConfigError(f"tapeout new-checkpoint: {message}", hint=guess or " ".join(self.format_usage().split()))
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:

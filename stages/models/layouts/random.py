@@ -19,7 +19,9 @@ from stages.models.layouts.tensors import Convolution, Part, Shape, Stored, Tens
 
 _CHUNK = 1 << 20  # values
 _EMBEDDING, _BRANCH = 0.05, 0.28  # standard deviations of an embedding, and of what the branches add to it in all
-_SCALE = 0.2  # of layer scales
+_SCALES = {".projection": 0.6, "": 0.15}  # of layer scales: of attention, which is weak among convolutions, and others
+# What a convolution multiplies its input's deviation with, about; those around a GELU, which halves small values, more.
+_GAINS = {".mixer": 0.3, ".position": 0.3, ".squeeze": 0.2, ".excite": 0.5, ".ffn.": 1.0, ".projection": 1.0, "": 1.7}
 _TYPES = {"bfloat16": ("BF16", np.uint16), "float16": ("F16", np.float16), "float32": ("F32", np.float32)}
 
 
@@ -112,7 +114,7 @@ def _term(target: str, convolution: Convolution, term: Term) -> dict[str, Spread
     shape, branches = convolution.shape, sum(each.kernel is not None for each in convolution.terms)
     mixing = target.endswith((".mixer", ".position"))  # deployed, these have an identity in their kernels
     inputs = math.prod(shape[1:]) if not term.size else shape[1] * term.size**2
-    gain = 0.3 if mixing else 1.0 if ".ffn." in target or ".attention." in target else 1.4
+    gain = next(value for part, value in _GAINS.items() if part in target)
     found: dict[str, Spread] = {}
     if term.kernel:
         alone = mixing and len(convolution.terms) == 1
@@ -125,5 +127,6 @@ def _term(target: str, convolution: Convolution, term: Term) -> dict[str, Spread
         found[f"{term.norm}.running_mean"] = Spread(0, 0.1)
         found[f"{term.norm}.running_var"] = Spread(1, 0.15, least=0.3)
     if term.scale:
-        found[term.scale] = Spread(_SCALE, _SCALE / 4)
+        scale = next(value for part, value in _SCALES.items() if part in target)
+        found[term.scale] = Spread(scale, scale / 4)
     return found

@@ -8,7 +8,7 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from pipelines.errors import CheckpointError
-from stages.models.description import read_object
+from stages.models.description import parse_tokenizer, read_object
 
 # How Qwen2 splits a text before byte-level BPE (its tokenizer.json, Split).
 QWEN2_SPLIT = (
@@ -22,6 +22,7 @@ class Tokens:
     """text: what tokenizer.json will hold. image_token_id is None for a model without images."""
 
     text: bytes
+    tokenizer: Tokenizer
     image_token: str | None
     image_token_id: int | None
     end_token: str
@@ -35,7 +36,7 @@ def read_tokens(folder: Path, config: dict[str, Any], vocabulary_size: int, imag
     """
     text = _tokenizer_text(folder)
     path = folder / TOKENIZER
-    tokenizer = _parsed(text, path)
+    tokenizer = parse_tokenizer(text, path)
     number = None
     if image_token is not None:
         given = config.get("image_token_index", config.get("image_token_id"))
@@ -47,9 +48,8 @@ def read_tokens(folder: Path, config: dict[str, Any], vocabulary_size: int, imag
             number = tokenizer.token_to_id(image_token)
         else:
             number = number or max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
-            text = _with_token(text, path, image_token, number, vocabulary_size)
-            tokenizer = _parsed(text, path)
-    return Tokens(text, image_token, number, _end_token(folder, config, tokenizer))
+            text, tokenizer = _with_token(text, path, image_token, number, vocabulary_size)
+    return Tokens(text, tokenizer, image_token, number, _end_token(folder, config, tokenizer))
 
 
 def _tokenizer_text(folder: Path) -> bytes:
@@ -105,7 +105,7 @@ def _added_tokens(folder: Path) -> dict[int, AddedToken]:
     return found
 
 
-def _with_token(text: bytes, path: Path, token: str, number: int, vocabulary_size: int) -> bytes:
+def _with_token(text: bytes, path: Path, token: str, number: int, vocabulary_size: int) -> tuple[bytes, Tokenizer]:
     if number >= vocabulary_size:
         raise CheckpointError(
             f"{path} does not know the token {token!r}, and of the embedding's {vocabulary_size} rows none is free",
@@ -122,13 +122,14 @@ def _with_token(text: bytes, path: Path, token: str, number: int, vocabulary_siz
         "special": True,
     }
     values["added_tokens"] = sorted([*values.get("added_tokens", []), added], key=lambda each: each["id"])
-    changed = json.dumps(values, ensure_ascii=False, indent=2).encode()
-    if _parsed(changed, path).token_to_id(token) != number:
+    changed = json.dumps(values, ensure_ascii=False, separators=(",", ":")).encode()
+    tokenizer = parse_tokenizer(changed, path)
+    if tokenizer.token_to_id(token) != number:
         raise CheckpointError(
             f"{path}: the token {token!r} cannot have the id {number}, since ids before it are not in use",
             hint="Take a tokenizer.json in which the image token is known.",
         )
-    return changed
+    return changed, tokenizer
 
 
 def _end_token(folder: Path, config: dict[str, Any], tokenizer: Tokenizer) -> str:
@@ -154,13 +155,3 @@ def _end_token(folder: Path, config: dict[str, Any], tokenizer: Tokenizer) -> st
             hint="Add eos_token_id there, or eos_token in tokenizer_config.json.",
         )
     return token
-
-
-def _parsed(text: bytes, path: Path) -> Tokenizer:
-    try:
-        return Tokenizer.from_str(text.decode())
-    except Exception as cause:  # the library raises bare Exception for all that it cannot read
-        raise CheckpointError(
-            f"{path} is not a tokenizer that the tokenizers library reads: {cause}",
-            hint="Save it anew with tokenizer.save('tokenizer.json'); sentencepiece models need converting first.",
-        ) from cause

@@ -14,7 +14,7 @@ from stages.tensorfile import TensorEntry, as_array, read_header
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_CHUNK = 1 << 24  # bytes read at a time
+CHUNK = 1 << 22  # bytes read at a time
 
 
 class WeightFiles:
@@ -41,17 +41,24 @@ class WeightFiles:
         return sorted(set(self._files.values()))
 
     def pieces(self, name: str) -> Iterator[NDArray[np.uint8]]:
-        """The bytes of the tensor, at most 16 MiB at a time, always whole values."""
+        """The bytes of the tensor, at most CHUNK at a time, always whole values; a piece lasts until the next."""
         entry = self.entries[name]
-        with self._files[name].open("rb") as file:
+        left = entry.end - entry.begin
+        buffer = np.empty(
+            min(left, CHUNK), np.uint8
+        )  # one for all pieces: fresh memory costs more than reading into it
+        with self._files[name].open("rb", buffering=0) as file:
             file.seek(entry.begin)
-            left = entry.end - entry.begin
             while left:
-                data = file.read(min(left, _CHUNK))
-                if not data:
-                    raise CheckpointError(f"{self._files[name]} became shorter while it was read")
-                left -= len(data)
-                yield np.frombuffer(data, np.uint8)
+                piece = buffer[: min(left, CHUNK)]
+                filled = 0
+                while filled < piece.size:
+                    count = file.readinto(piece[filled:].data)
+                    if not count:
+                        raise CheckpointError(f"{self._files[name]} became shorter while it was read")
+                    filled += count
+                left -= filled
+                yield piece
 
     def array(self, name: str) -> NDArray[Any]:
         """The whole tensor; bfloat16 as float32."""
