@@ -11,7 +11,7 @@ from stages.artifacts import DeviceModel
 from stages.lowering.capture import capture_fixed
 from stages.lowering.description import describe
 from stages.lowering.graph import emit, user_inputs
-from stages.lowering.onnx import attention, operators  # noqa: F401  their emitters register on import
+from stages.lowering.onnx import arithmetic, attention, operators, shapes, vision  # noqa: F401  emitters register
 from stages.lowering.onnx.builder import GraphBuilder, data_type
 from stages.lowering.onnx.decoder import lower_decoder
 from stages.lowering.onnx.deploy import deploy, session_options

@@ -9,7 +9,7 @@ from torch.fx import Node
 
 from stages.lowering.onnx import linears
 from stages.lowering.onnx.builder import MICROSOFT, GraphBuilder
-from stages.lowering.onnx.operators import lowers, reshape, shape_of, transpose
+from stages.lowering.onnx.shapes import lowers, reshape, shape_of, transpose
 from stages.lowering.rotary import rotary_frequencies
 
 

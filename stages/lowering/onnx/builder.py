@@ -122,6 +122,21 @@ class GraphBuilder:
         assert like.dtype is not None
         return self.constant(value, like.dtype.numpy().type)
 
+    def cast(self, tensor: ir.Value | Weight | Constant, dtype: ir.DataType) -> ir.Value:
+        """As `value`, in that dtype."""
+        value = self.value(tensor)
+        return value if value.dtype == dtype else self.op("Cast", value, dtype=dtype, to=dtype.value)
+
+    def call(self, node: Any, emitter: Any, arguments: Any, keywords: Any) -> Any:
+        """One emitter's turn: what the model's code made comes to it as a value, but a Weight as it is."""
+
+        def made(item: Any) -> Any:
+            if isinstance(item, list | tuple):
+                return [made(part) for part in item]
+            return self.value(item) if isinstance(item, Constant) else item
+
+        return emitter(self, node, *made(list(arguments)), **{name: made(item) for name, item in keywords.items()})
+
     def _made(self, constant: Constant) -> ir.Value:
         if constant.array.nbytes <= _SMALL:
             return self.constant(constant.array)
