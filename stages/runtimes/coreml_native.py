@@ -44,7 +44,7 @@ class CoreMLModel:
         return self._model.make_state()
 
     def predict(self, data: Mapping[str, Any], state: Any = None) -> dict[str, Any]:
-        """data: name -> array or PIL image; state: from make_state, changed in place. Returns name -> array or image."""
+        """data: name -> array or PIL image; state: from make_state, changed in place. Returns the same by output."""
         result: dict[str, Any] = self._model.predict(dict(data), state=state)
         return result
 

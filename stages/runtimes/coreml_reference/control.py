@@ -38,7 +38,10 @@ def control(
             variables = _run(second, outer | dict(zip(taken[1], variables, strict=True)))
         return variables
 
-    return Kernel(choose if kind == "cond" else loop, ()), [*own, *captured]
+    function = choose if kind == "cond" else loop
+    if len(second.outputs) == 1:
+        return Kernel(lambda *values: function(*values)[0], ()), [*own, *captured]
+    return Kernel(function, ()), [*own, *captured]
 
 
 def _run(block: Compiled, values: dict[str, torch.Tensor]) -> list[torch.Tensor]:

@@ -121,7 +121,7 @@ def topk(call: Call) -> Kernel:
     indices_only = not call.static("return_indices", True)
 
     def function(x: torch.Tensor, k: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
-        values, places = x.sort(axis, descending, stable=True)
+        values, places = x.sort(dim=axis, descending=descending, stable=True)
         count = 1 if k is None else int(k)
         count = x.shape[axis] if count < 0 else count
         values, places = values.narrow(axis, 0, count), places.narrow(axis, 0, count).int()

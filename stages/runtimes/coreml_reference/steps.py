@@ -40,7 +40,7 @@ class Compiled:
         try:
             for step in self.steps:
                 step(registers)
-        except (RuntimeError, IndexError, ValueError, TypeError) as cause:  # torch's, for shapes and indices
+        except (RuntimeError, IndexError, ValueError) as cause:  # torch's, for shapes and indices
             name = self.names[self.steps.index(step)] if step else "the program"
             raise ProgramError(
                 f"{name} cannot be computed: {str(cause).partition(chr(10))[0]}",

@@ -66,6 +66,8 @@ def concat(call: Call) -> Kernel:
         return Kernel(
             lambda *values: torch.stack(values, axis + 1 if axis >= 0 else axis).flatten(*_pair(axis)), ("values",)
         )
+    if call.ranks["values"] == 0:
+        return Kernel(lambda *values: torch.stack(values), ("values",))
     return Kernel(lambda *values: torch.cat(values, axis), ("values",))
 
 

@@ -183,7 +183,7 @@ def _translate_call(
         sinks[0],
         frozenset(bindings),
         {argument: program.constants[name] for argument, name in single.items() if name in program.constants},
-        {argument: program.ranks[name] for argument, name in single.items() if name in program.ranks},
+        {argument: program.ranks[names[0]] for argument, names in bindings.items() if names[0] in program.ranks},
         {argument: program.dtypes[name] for argument, name in single.items() if name in program.dtypes},
         constants.float16,
     )
