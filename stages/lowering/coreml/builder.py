@@ -119,11 +119,11 @@ class FunctionBuilder:
             var = mb.cast(x=var, dtype="int32") if self.is_bool(var) else var
             fresh = var.op is not None and var.op.op_type != "const" and var not in made
             made.append(var if fresh else mb.identity(x=var))
-        kinds = {str(mil): name for name, mil in _DTYPES.items()}
+        kinds = {types.builtin_to_string(mil): name for name, mil in _DTYPES.items()}
         features = {}
         for (name, (shape, _, text)), var in zip(self.spec.outputs.items(), made, strict=True):
             var.set_name(name)
-            features[name] = (shape, kinds[str(var.dtype)], text)
+            features[name] = (shape, kinds[types.builtin_to_string(var.dtype)], text)
         self.spec = replace(self.spec, outputs=features)
         self.function.set_outputs(made)
 

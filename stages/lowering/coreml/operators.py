@@ -18,6 +18,7 @@ from torch.fx import Node
 
 from stages.lowering.coreml.builder import MASKED, FunctionBuilder
 from stages.lowering.coreml.elementwise import unsupported
+from stages.lowering.coreml.weights import FLOAT16_MAX
 from stages.lowering.graph import Constant, Weight, register
 
 LEAST_SCALE = 2.0**-4
@@ -242,7 +243,7 @@ def average(context: FunctionBuilder, x: Var, axes: list[int], keep: bool) -> Va
     """The mean, without a sum that leaves float16 where the values' size says that it would."""
     count = math.prod(int(x.shape[axis]) for axis in axes)
     peak = context.peaks.get(x, 0.0)
-    if context.dtype != "float16" or peak * count <= np.finfo(np.float16).max:
+    if context.dtype != "float16" or peak * count <= FLOAT16_MAX:
         return mb.reduce_mean(x=x, axes=axes, keep_dims=keep)
     factor = 2.0 ** math.ceil(math.log2(count))
     small = mb.reduce_mean(x=mb.mul(x=x, y=np.float16(1 / factor)), axes=axes, keep_dims=keep)

@@ -18,6 +18,7 @@ _BITS = {
     **{getattr(MIL_pb2, f"{sign}INT{bits}"): bits for bits in (4, 8) for sign in ("", "U")},
     **{getattr(MIL_pb2, f"UINT{bits}"): bits for bits in (1, 2, 3, 6)},
 }
+_PARTS = ("data", "scale", "offset", "indices", "lut")
 _CODES = {
     "affine": ("constexpr_blockwise_shift_scale", "data"),
     "palette": ("constexpr_lut_to_dense", "indices"),
@@ -79,4 +80,6 @@ def _promised(form: TensorFormat, use: Use) -> int:
 
 
 def _is_part(key: str, names: set[str]) -> bool:
-    return key in names or key.rpartition(".")[0] in names
+    """Whether a constant is what a store promises; the float32 or scaled form of one is another constant."""
+    tensor, _, part = key.rpartition(".")
+    return key in names or (tensor in names and part in _PARTS)
