@@ -60,7 +60,7 @@ def prefill(
 
 def image_rows(session: LanguageSession, ids: Sequence[int], features: NDArray[np.float32]) -> NDArray[np.float32]:
     """features (T, D) spread over the prompt: (N, D), row i of use where ids[i] is the image token, zeros elsewhere."""
-    places = np.asarray(ids) == session.description["image_token_id"]
+    places = np.asarray(ids) == session.description.get("image_token_id", -1)
     if int(places.sum()) != len(features):
         raise StageError(
             f"the prompt has {int(places.sum())} image tokens, the image gave {len(features)} visual tokens",
