@@ -105,7 +105,7 @@ def compares_numbers(config: ValidateConfig, device: DeviceProfile) -> bool:
 
 def probe(config: ProbeConfig, device: DeviceProfile | None = None) -> None:
     """Raise ConfigError where nothing would be run."""
-    for key in ("images", "tokens"):
+    for key in ("images", "tokens", "threads"):
         if getattr(config, key) < 1:
             raise ConfigError(f"probe.{key} is {getattr(config, key)}", hint="expected 1 or more")
 
@@ -114,6 +114,8 @@ def validation(config: ValidateConfig, device: DeviceProfile | None = None) -> N
     """Raise ConfigError for a gate on what is not measured, or one that says nothing, and for an idle bootstrap."""
     if config.resamples < 1:
         raise ConfigError(f"validate.resamples is {config.resamples}", hint="expected 1 or more; 2000 is usual")
+    if config.threads < 1:
+        raise ConfigError(f"validate.threads is {config.threads}", hint="expected 1 or more")
     if not 0 < config.confidence < 1:
         raise ConfigError(
             f"validate.confidence is {config.confidence}", hint="expected more than 0 and less than 1, such as 0.95"

@@ -67,11 +67,16 @@ def _files(folder: Path) -> list[dict[str, Any]]:
         {
             "path": path.relative_to(folder).as_posix(),
             "size": path.stat().st_size,
-            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "sha256": _sha256(path),
         }
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     ]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _summary_of_formats(model: QuantizedModel) -> list[dict[str, Any]]:

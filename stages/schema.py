@@ -191,10 +191,12 @@ class ConvertConfig:
 @dataclass
 class ProbeConfig:
     """What the shipped weights are run on in torch: `images` (drawn by `seed`, or the first in `folder`, by name) for
-    the range of each layer's values, the first of them also with a prompt and `tokens` of text for parity."""
+    the range of each layer's values, the first of them also with a prompt and `tokens` of text for parity. The last
+    bits depend on `threads`."""
 
     images: int
     tokens: int
+    threads: int
     folder: str | None
     seed: int
 
@@ -219,10 +221,11 @@ class QuestionsConfig:
 
 @dataclass
 class ValidateConfig:
-    """kind: what is measured. resamples and confidence of the paired bootstrap of questions, drawn by `seed`; and what
-    must hold."""
+    """kind: what is measured, by so many threads. resamples and confidence of the paired bootstrap of questions, drawn
+    by `seed`; and what must hold."""
 
     kind: ValidationKind
+    threads: int
     resamples: int
     confidence: float
     seed: int

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import torch
+
 from pipelines.errors import StageError
 from pipelines.workspace import Workspace
 from stages.artifacts import DeviceModel, Probe, QuantizedModel, Validation
@@ -25,10 +27,14 @@ def validate(
 
     baseline: needed for questions; probe: for parity. Raises StageError for questions to a model that cannot answer.
     """
+    torch.set_num_threads(config.threads)
     if config.kind is ValidationKind.parity:
         if probe is None:
             raise StageError("validate.kind=parity needs a probe", hint="give stage validate `needs: {probe: probe}`")
-        measured: dict[str, Any] = {"tasks": {}, "parity": measure_parity(model, probe, device_model, work.progress)}
+        measured: dict[str, Any] = {
+            "tasks": {},
+            "parity": measure_parity(model, probe, device_model, config.threads, work.progress),
+        }
     else:
         if baseline is None:
             raise StageError("validate.kind=questions needs a baseline", hint="set validate=parity, or give it one")

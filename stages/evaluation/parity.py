@@ -19,7 +19,9 @@ _CHUNK = 128  # tokens compared at a time: a row of logits has as many numbers a
 _STEPS = 8  # of the last tokens, one at a time: the decode function
 
 
-def measure_parity(model: QuantizedModel, probe: Probe, device_model: DeviceModel, report: Report) -> dict[str, Any]:
+def measure_parity(
+    model: QuantizedModel, probe: Probe, device_model: DeviceModel, threads: int, report: Report
+) -> dict[str, Any]:
     """top1: the share of the `tokens` teacher-forced positions at which both find the same token most likely (of a
     module: of rows of its outputs, the same largest element). error: the root mean square difference of the logits (its
     outputs) over their spread. features_error: the same of the visual tokens, where there is a tower.
@@ -27,9 +29,9 @@ def measure_parity(model: QuantizedModel, probe: Probe, device_model: DeviceMode
     The runtime encodes the image itself, reads the prompt and most of the text in chunks, and the rest step by step.
     """
     if model.config().module:
-        return _module_parity(probe, device_model)
+        return _module_parity(probe, device_model, threads)
     values = TensorReader(probe.values)
-    session = open_session(device_model)
+    session = open_session(device_model, threads)
     ids, hidden = values.array("ids"), values.array("hidden")
     count = min(len(ids), int(session.description["context"]))
     first = probe.prompt() - 1  # the first position whose next token was not part of the prompt
@@ -87,10 +89,10 @@ def _logits(model: QuantizedModel, hidden: NDArray[np.float32]) -> NDArray[np.fl
     return logits
 
 
-def _module_parity(probe: Probe, device_model: DeviceModel) -> dict[str, Any]:
+def _module_parity(probe: Probe, device_model: DeviceModel, threads: int) -> dict[str, Any]:
     values = TensorReader(probe.values)
     inputs = {name.removeprefix("inputs."): values.array(name) for name in values.entries if name.startswith("inputs.")}
-    results = open_graph(device_model).run(inputs)
+    results = open_graph(device_model, threads).run(inputs)
     difference, same, total = _Difference(), 0, 0
     for name, found in results.items():
         expected = values.array(f"outputs.{name}")

@@ -27,7 +27,7 @@ def ask(
         raise StageError("the questions are about images, and the model has no tower", hint="set validate=parity")
     drawn = baseline.metrics()["questions"]
     examples = question_source().by_task(drawn["per_task"], drawn["seed"])
-    answers = _answer(device_model, model, examples, work)
+    answers = _answer(device_model, model, examples, config.threads, work)
     write_answers(work.out / "answers.jsonl", answers)
     return {
         "questions": drawn,
@@ -36,9 +36,11 @@ def ask(
     }
 
 
-def _answer(device_model: DeviceModel, model: QuantizedModel, examples: list[Example], work: Workspace) -> list[Answer]:
+def _answer(
+    device_model: DeviceModel, model: QuantizedModel, examples: list[Example], threads: int, work: Workspace
+) -> list[Answer]:
     """Each answer generated token by token by the runtime, from the image through the artifact's own preprocessing."""
-    session = open_session(device_model)
+    session = open_session(device_model, threads)
     prompts = prompt_format(device_model.path, model.config())
     settings = device_model.read_json("preprocessing.json")
     answers = []

@@ -4,18 +4,19 @@ from stages.artifacts import DeviceModel
 from stages.runtimes.session import GraphSession, LanguageSession
 
 
-def open_session(model: DeviceModel) -> LanguageSession:
-    """A language model: Core ML packages in the reference executor, ONNX files in ONNX Runtime."""
+def open_session(model: DeviceModel, threads: int = 1) -> LanguageSession:
+    """A language model: Core ML packages in the reference executor, which takes torch's threads; ONNX files in ONNX
+    Runtime, on `threads`."""
     if model.description()["runtime"] == "coreml":
         from stages.runtimes.coreml_reference import CoreMLSession
 
         return CoreMLSession(model)
     from stages.runtimes.ort import OnnxSession
 
-    return OnnxSession(model)
+    return OnnxSession(model, threads)
 
 
-def open_graph(model: DeviceModel) -> GraphSession:
+def open_graph(model: DeviceModel, threads: int = 1) -> GraphSession:
     """A user's module."""
     if model.description()["runtime"] == "coreml":
         from stages.runtimes.coreml_reference import CoreMLGraph
@@ -23,4 +24,4 @@ def open_graph(model: DeviceModel) -> GraphSession:
         return CoreMLGraph(model)
     from stages.runtimes.ort import OnnxGraph
 
-    return OnnxGraph(model)
+    return OnnxGraph(model, threads)

@@ -16,14 +16,14 @@ class GraphSession(Protocol):
 
 
 class LanguageSession(Protocol):
-    """A loaded DeviceModel with a decoder and perhaps a tower. `description` is its model.json; `chunk`: the most tokens
-    that a step takes, None: any."""
+    """A loaded DeviceModel with a decoder and perhaps a tower. `description` is its model.json; `chunk`: the most
+    tokens that a step takes, None: any."""
 
     description: Mapping[str, Any]
     chunk: int | None
 
     def encode(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-        """pixels (1, 3, S, S), normalised as preprocessing.json says -> visual tokens (T, D), where there is a tower."""
+        """pixels (1, 3, S, S), normalised as preprocessing.json says -> visual tokens (T, D), if there is a tower."""
         ...
 
     def start(self) -> Any:

@@ -62,12 +62,12 @@ def model(settings, tmp_path_factory) -> QuantizedModel:
 
 @pytest.mark.parametrize("target", DEVICES)
 def test_it_gives_what_torch_gives(target: str, model: QuantizedModel, tmp_path: Path) -> None:
-    found = probe(model, ProbeConfig(images=2, tokens=1, folder=None, seed=0), workspace(tmp_path / "probe"))
+    found = probe(model, ProbeConfig(images=2, tokens=1, threads=1, folder=None, seed=0), workspace(tmp_path / "probe"))
     device = group("device", DEVICES[target])
     out = workspace(tmp_path / "convert")
     device_model = convert(model, group("convert", "default"), device, out, found)
     assert isinstance(device_model, DeviceModel)
-    parity = measure_parity(model, found, device_model, lambda *report: None)
+    parity = measure_parity(model, found, device_model, 1, lambda *report: None)
     assert parity["error"] < (1e-5 if target == "onnx" else 5e-3) and parity["top1"] == 1.0
 
 
@@ -108,4 +108,4 @@ def test_inputs_and_outputs_must_be_the_modules(changes, message, settings, tmp_
     checkpoint = load(ModelConfig(**{**vars(settings), **changes}), workspace(tmp_path / "load"))
     model = quantize(checkpoint, group("quantize", "int8"), workspace(tmp_path / "quantize"))
     with pytest.raises(LoweringError, match=message):
-        probe(model, ProbeConfig(images=1, tokens=1, folder=None, seed=0), workspace(tmp_path / "probe"))
+        probe(model, ProbeConfig(images=1, tokens=1, threads=1, folder=None, seed=0), workspace(tmp_path / "probe"))
