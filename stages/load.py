@@ -15,7 +15,7 @@ def load(config: ModelConfig, work: Workspace) -> Checkpoint:
     Raises CheckpointError, with what was found and what was expected, before anything is written; for weights that hold
     NaN or infinite values, once they were read.
     """
-    folder = folder_of(config.path, config.revision, work.log)
+    folder = folder_of(config.path, config.revision, work)
     contents = read_module(config, folder) if config.module else read_checkpoint(folder)
     check_shape(contents.config, config.shape)
     if left_over := contents.tensors.left_over(contents.weights.entries):
