@@ -300,3 +300,16 @@ def test_it_is_importable_alone():
     loaded = eval(result.stdout)
     outside = ("stages", "stages.runtimes")
     assert all(name in outside or name.startswith("stages.runtimes.coreml_reference") for name in loaded), loaded
+
+
+def test_the_readme_lists_the_operators_and_leaves_none_of_coremltools_out():
+    from coremltools.converters.mil.mil.ops.registry import SSAOpRegistry
+
+    from stages.runtimes.coreml_reference import table
+
+    readme = (Path(table.__file__).parent / "README.md").read_text()
+    assert table.operator_table() in readme, "run: python -m stages.runtimes.coreml_reference.table"
+    refused = {name for names in table.NOT_SUPPORTED for name in names.split(", ")}
+    known = {*table.OPERATORS, *table.CONSTEXPR, *table.CONTROL, *table.STATE_OPERATORS, "const", "_const_symbolic"}
+    assert not known & refused
+    assert set(SSAOpRegistry.core_ops) - known - refused == set()

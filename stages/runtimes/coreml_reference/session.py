@@ -27,13 +27,14 @@ class CoreMLGraph:
 class CoreMLSession:
     """encoder.mlpackage and decoder.mlpackage of a DeviceModel; a VisionLanguageSession (stages/runtimes/session.py).
 
-    precision: as MLProgram's. Raises ProgramError for a package that cannot be read.
+    precision, memory_mib (of each package): as MLProgram's. Raises ProgramError for a package that cannot be read.
     """
 
-    def __init__(self, model: "DeviceModel", *, precision: str = "float16"):
+    def __init__(self, model: "DeviceModel", *, precision: str = "float16", memory_mib: int = 1000):
         self.description = model.description()
         parts = {
-            part: MLProgram(model.path / name, precision=precision) for part, name in self.description["files"].items()
+            part: MLProgram(model.path / name, precision=precision, memory_mib=memory_mib)
+            for part, name in self.description["files"].items()
         }
         self._encoder = parts["encoder"].function() if "encoder" in parts else None
         self._prefill, self._decode = parts["decoder"].function("prefill"), parts["decoder"].function("decode")

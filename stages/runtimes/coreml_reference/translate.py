@@ -23,7 +23,7 @@ from stages.runtimes.coreml_reference.package import Package, UnknownOperatorErr
 if TYPE_CHECKING:
     from stages.runtimes.coreml_reference.constants import Constants
 
-_STATE_OPERATORS = ("read_state", "write_state", "coreml_update_state")
+STATE_OPERATORS = ("read_state", "write_state", "coreml_update_state")
 
 
 def translate(name: str, package: Package, constants: "Constants") -> Translation:
@@ -78,7 +78,7 @@ def operators_of(package: Package, name: str) -> dict[str, int]:
 def unknown_operators(package: Package, name: str) -> dict[str, list[str]]:
     """{operator that a function uses and the table lacks: the names of the values that it makes}."""
     function = package.model.mlProgram.functions[name]
-    known = {"const", *_STATE_OPERATORS, *OPERATORS, *CONSTEXPR, *CONTROL}
+    known = {"const", *STATE_OPERATORS, *OPERATORS, *CONSTEXPR, *CONTROL}
     missing: dict[str, list[str]] = {}
     for operation in operations_of(function.block_specializations[function.opset]):
         if operation.type not in known:
@@ -137,7 +137,7 @@ def _translate(operation: Any, program: Translation, constants: "Constants") -> 
             blocks = [_inner(block, program, constants) for block in operation.blocks]
             kernel, sources = control(operation.type, bindings, blocks, constants)
             program.operations.append(Operation(operation.type, kernel, sources, sinks))
-        elif operation.type in _STATE_OPERATORS:
+        elif operation.type in STATE_OPERATORS:
             program.operations += _state_operations(operation.type, bindings, sinks)
         else:
             _translate_call(operation.type, bindings, sinks, program, constants)
