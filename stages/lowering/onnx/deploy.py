@@ -92,6 +92,8 @@ def _save_prepacked(path: Path) -> None:
         for entry in tensor.external_data:
             if entry.key == "location":
                 entry.value = data.name
+    for index, node in enumerate(model.graph.node):  # the runtime names its own after the order of a hash table
+        node.name = f"{node.op_type}_{index}"
     path.write_bytes(model.SerializeToString(deterministic=True))
     packed.replace(data)
     saved.unlink()
