@@ -287,6 +287,78 @@ def test_a_weight_that_was_made_dense_is_caught(palette, tmp_path, monkeypatch):
         verify_package(path, spec, builders, bank)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("width", [96, 100, 50])
+def test_a_head_in_parts_gives_the_same_bits(tmp_path, tied, width):
+    checkpoint = toy_checkpoint(tmp_path / "checkpoint", tied=tied)
+    model = rounded(checkpoint, tmp_path / "quantized", bits=4, embeddings=4)
+    logits, sizes = [], []
+    for name, head_width in (("whole", 0), ("parts", width)):
+        (tmp_path / name).mkdir()
+        device_model = DeviceModel(tmp_path / name)
+        options = {"context": CONTEXT, "prefill_chunk": CHUNK, "head_width": head_width}
+        device_model.write_json("model.json", lower_coreml(model.config(), model.store(), tmp_path / name, **options))
+        session = CoreMLSession(device_model)
+        logits.append(prefill(session, session.start(), *prompt(12)))
+        sizes.append(next((tmp_path / name).glob("decoder.mlpackage/Data/*/weights/weight.bin")).stat().st_size)
+        spec = coremltools.utils.load_spec(str(tmp_path / name / "decoder.mlpackage"))
+        block = spec.mlProgram.functions["decode"].block_specializations["CoreML8"]
+        wide = [sizes_of(output) for op in block.operations if op.type == "linear" for output in op.outputs]
+        assert max(shape[-1] for shape in wide) <= (max(width, 96) if head_width else 288)  # 96: the feed-forward's
+    assert np.array_equal(logits[0], logits[1])
+    assert sizes[1] <= sizes[0] + 8 * 128  # records of the parts, and no second table
+
+
+def sizes_of(value) -> list[int]:
+    return [dimension.constant.size for dimension in value.type.tensorType.dimensions]
+
+
+def test_weight_bin_is_what_coremltools_writes(tmp_path):
+    from coremltools.libmilstoragepython import _BlobStorageWriter
+
+    from stages.lowering.coreml.blob import BlobWriter
+    from stages.quantizers.packing import pack_bits
+
+    numbers = np.arange(13)
+    writer = _BlobStorageWriter(str(tmp_path / "theirs.bin"))
+    with BlobWriter(tmp_path / "ours.bin") as blob:
+        for bits in (1, 2, 3, 4, 6):
+            codes = (numbers % (1 << bits)).astype(np.uint8)
+            ours = blob.add(f"uint{bits}", (13,), pack_bits(codes, bits))
+            assert ours == getattr(writer, f"write_uint{bits}_data")(codes)
+        signed = (numbers % 16).astype(np.uint8)
+        assert blob.add("int4", (13,), pack_bits(signed, 4)) == writer.write_int4_data((signed ^ 8).view(np.int8) - 8)
+        for kind, array in (("fp32", numbers.astype(np.float32)), ("int32", numbers.astype(np.int32))):
+            theirs = writer.write_float_data if kind == "fp32" else writer.write_int32_data
+            assert blob.add(kind, (13,), array) == theirs(array)
+        half = numbers.astype(np.float16)
+        assert blob.add("fp16", (13,), half) == writer.write_fp16_data(half.view(np.uint16))
+    del writer, theirs  # the file is finished when nothing refers to its writer
+    assert (tmp_path / "ours.bin").read_bytes() == (tmp_path / "theirs.bin").read_bytes()
+
+
+def test_a_text_model_has_a_decoder_alone(tmp_path):
+    from dataclasses import replace
+
+    checkpoint = toy_checkpoint(tmp_path / "checkpoint")
+    model = rounded(checkpoint, tmp_path / "quantized", bits=8)
+    config = replace(model.config(), vision=None, image_token_id=None)
+    description = lower_coreml(config, model.store(), tmp_path / "out", context=CONTEXT, prefill_chunk=CHUNK)
+    assert set(description["functions"]) == {"prefill", "decode"}
+    assert set(description["functions"]["decode"]["inputs"]) == {"input_ids", "position"}
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["decoder.mlpackage"]
+
+
+def test_what_fails_leaves_nothing(palette, tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise LoweringError("no")
+
+    monkeypatch.setattr("stages.lowering.coreml.lower.verify_package", fail)
+    with pytest.raises(LoweringError):
+        lower_coreml(palette.model.config(), palette.model.store(), tmp_path, context=CONTEXT, prefill_chunk=CHUNK)
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_operator_without_a_lowering_is_named_with_its_line(palette, tmp_path, monkeypatch):
     monkeypatch.delitem(TABLES["coreml"].emitters, "aten.silu.default")
     with pytest.raises(LoweringError) as error:

@@ -48,8 +48,7 @@ def lower_coreml(
     main.mlpackage      a user's module: its inputs and outputs
 
     context: rows of the cache, a multiple of 32. A call must end within it: position + N <= context.
-    head_width: the output head is several layers of at most so many words each, 0: one layer. A tied embedding table is
-    then stored twice, whole for the look-up and in parts: Core ML cannot refer to a part of a tensor.
+    head_width: the output head is several layers of at most so many words each, 0: one layer (see head.py).
     ranges: {"encoder" | "decoder" | "main": {node of the captured graph: largest |value| seen}}; overflow: what becomes
     of those beyond float16 (see ranges.py). "precision" of the result lists them. chip: whose Neural Engine the
     "risks" of the result speak of (devices/neural_engine.py).

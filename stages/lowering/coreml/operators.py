@@ -6,7 +6,6 @@ ranges.py decides otherwise; a Python number becomes a constant of that dtype.
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from torch.fx import Node
 
 from stages.lowering.coreml.builder import MASKED, FunctionBuilder
 from stages.lowering.coreml.elementwise import unsupported
+from stages.lowering.coreml.head import head_parts
 from stages.lowering.coreml.weights import FLOAT16_MAX
 from stages.lowering.graph import Constant, Weight, register
 
@@ -33,12 +33,10 @@ def linear(context: FunctionBuilder, node: Node, x: Any, weight: Any, bias: Any 
     if not isinstance(weight, Weight):
         product = mb.matmul(x=x, y=context.value(weight), transpose_y=True)
         return product if bias is None else mb.add(x=product, y=context.value(bias))
-    outputs, width = weight.shape[0], context.head_width
-    if not (0 < width < outputs and any(user.op == "output" for user in node.users)):
+    parts = head_parts(context, node, weight)
+    if not parts:
         return _linear(context, x, weight, bias, None)
-    parts = -(-outputs // width)
-    bounds = [outputs * part // parts for part in range(parts + 1)]
-    return mb.concat(values=[_linear(context, x, weight, bias, span) for span in pairwise(bounds)], axis=-1)
+    return mb.concat(values=[_linear(context, x, weight, bias, part) for part in parts], axis=-1)
 
 
 def _linear(context: FunctionBuilder, x: Var, weight: Weight, bias: Any, rows: tuple[int, int] | None) -> Var:

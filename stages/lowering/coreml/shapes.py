@@ -10,7 +10,8 @@ from torch.fx import Node
 
 from stages.lowering.coreml.builder import FunctionBuilder
 from stages.lowering.coreml.elementwise import unsupported
-from stages.lowering.graph import Constant, register
+from stages.lowering.coreml.head import look_up, tied_parts
+from stages.lowering.graph import Constant, Weight, register
 
 
 def _shape(node: Node) -> list[int]:
@@ -192,7 +193,11 @@ def pixel_shuffle(context: FunctionBuilder, node: Node, x: Any, factor: int) -> 
 
 @register("coreml", "aten.embedding.default")
 def embedding(context: FunctionBuilder, node: Node, weight: Any, indices: Any, *options: Any) -> Var:
-    return mb.gather(x=context.value(weight), indices=context.value(indices), axis=0, validate_indices=False)
+    table, ids = node.args[0], context.value(indices)
+    parts = tied_parts(context, table, weight) if isinstance(weight, Weight) and isinstance(table, Node) else []
+    if parts:
+        return look_up(context, weight, ids, parts)
+    return mb.gather(x=context.value(weight), indices=ids, axis=0, validate_indices=False)
 
 
 @register("coreml", "aten.index_select.default")
