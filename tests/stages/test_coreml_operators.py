@@ -252,6 +252,17 @@ def test_what_an_operator_cannot_do_is_named_with_its_line(tmp_path):
         lowered(Refused(), config, tmp_path)
 
 
+def test_a_tensor_of_six_axes_is_refused_with_its_line(tmp_path):
+    config = ModuleConfig(f"{__name__}.Windows", {}, {"x": {"shape": [1, 4, 8, 8], "dtype": "float32"}}, ["y"])
+    with pytest.raises(LoweringError, match=r"test_coreml_operators.py:\d+ .*more than 5 axes"):
+        lowered(Windows(), config, tmp_path)
+
+
+class Windows(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.view(1, 4, 2, 4, 2, 4).permute(0, 2, 4, 3, 5, 1).reshape(4, 16, 4)
+
+
 class Refused(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.max_pool2d(x, 2, dilation=2)

@@ -13,6 +13,7 @@ from coremltools.converters.mil.mil import Function, Operation, Var, types
 from numpy.typing import NDArray
 from torch.fx import Node
 
+from pipelines.errors import LoweringError
 from stages.lowering.coreml.weights import FLOAT16_MAX, Rows, Variant, WeightBank, as_float16, identifier
 from stages.lowering.graph import Constant, Emitter, Weight, source_line
 from stages.lowering.limits import MINIMUM_OS
@@ -20,6 +21,7 @@ from stages.lowering.limits import MINIMUM_OS
 TARGET = getattr(ct.target, f"iOS{MINIMUM_OS['iOS']}")
 FLOATS = {"float16": types.fp16, "float32": types.fp32}
 _DTYPES = {**FLOATS, "int32": types.int32}
+LARGEST_RANK = 5
 MASKED = -40000.0  # added to a score that must not count; -inf would make NaN on the Neural Engine
 Feature = tuple[tuple[int, ...], str, str]  # shape, dtype, description
 Caller = Callable[[Node, Emitter, Any, Any], Any]
@@ -106,6 +108,12 @@ class FunctionBuilder:
         line = source_line(node)
         for operation in self._new_operations():
             self.lines[operation.name] = line
+            if any(output.rank > LARGEST_RANK for output in operation.outputs):
+                raise LoweringError(
+                    f"{line}: '{operation.op_type}' makes a tensor of more than {LARGEST_RANK} axes, the most that "
+                    "Core ML has",
+                    hint="Join axes before they are permuted.",
+                )
         return result
 
     def plainly(self, node: Node, emitter: Emitter, arguments: Any, keywords: Any) -> Any:
