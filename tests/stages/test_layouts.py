@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,20 +13,22 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from pipelines.config import load_config
 from pipelines.errors import CheckpointError, ConfigError
-from pipelines.project import Project, find_project
+from pipelines.project import find_project
 from pipelines.workspace import Event, Log, Workspace
 from stages.artifacts import Checkpoint
 from stages.data.image import preprocess
 from stages.load import load
 from stages.models.description import check_config
+from stages.models.layouts import apple, transformers
 from stages.models.layouts.new import new_checkpoint
 from stages.models.layouts.new_weights import write_random
+from stages.models.layouts.tensors import check_tensors
+from stages.models.layouts.tower import describe
 from stages.models.qwen2 import CachedContext, MaskedContext
 from stages.models.vlm import ModelConfig as Configuration
 from stages.schema import ModelConfig
@@ -148,3 +152,363 @@ def test_the_published_names_and_shapes_are_reproduced() -> None:
         tower = "model.vision_tower."
         assert {n for n in found if n.startswith(tower)} == {n for n in listed if n.startswith(tower)}
         assert sum(".layers." in name for name in found) == 24 * 12
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory, tiny: Configuration) -> dict[str, Path]:
+    """A checkpoint in each layout, in three shards."""
+    root = tmp_path_factory.mktemp("good")
+    for layout in ("apple", "transformers", "qwen2"):
+        write_random(root / layout, tiny, layout, shards=3)
+    return {layout: root / layout for layout in ("apple", "transformers", "qwen2")}
+
+
+Damage = Callable[[Path], object]
+INDEX = "model.safetensors.index.json"
+SHARD = "model-00002-of-00003.safetensors"
+
+
+def edit(file: str, **changes: Any) -> Damage:
+    """Set keys, with __ between levels, of a JSON file; None removes."""
+
+    def damage(path: Path) -> None:
+        values = json.loads((path / file).read_text())
+        for key, value in changes.items():
+            *parents, last = key.split("__")
+            target = values
+            for parent in parents:
+                target = target[parent]
+            target.pop(last, None)
+            if value is not None:
+                target[last] = value
+        (path / file).write_text(json.dumps(values))
+
+    return damage
+
+
+def tensors(change: Callable[[dict[str, torch.Tensor]], object]) -> Damage:
+    """Change the tensors, and write them as a single file."""
+
+    def damage(path: Path) -> None:
+        state = state_of(path)
+        change(state)
+        for file in path.glob("model*"):
+            file.unlink()
+        save_file(state, path / "model.safetensors")
+
+    return damage
+
+
+def place(file: str) -> Damage:
+    """Have the index name another file for one of the tensors."""
+    return edit(INDEX, weight_map={"lm_head.weight": file})
+
+
+def shorten(path: Path) -> None:
+    data = (path / SHARD).read_bytes()
+    (path / SHARD).write_bytes(data[:-1000])
+
+
+def swap(path: Path) -> None:
+    (path / SHARD).write_bytes((path / "model-00003-of-00003.safetensors").read_bytes())
+
+
+def link(target: str) -> Damage:
+    def damage(path: Path) -> None:
+        (path / SHARD).unlink()
+        (path / SHARD).symlink_to(target)
+
+    return damage
+
+
+def outside(path: Path) -> None:
+    (path / SHARD).rename(path.parent / "elsewhere.safetensors")
+    (path / SHARD).symlink_to(path.parent / "elsewhere.safetensors")
+
+
+QKV = "model.vision_tower.vision_tower.model.network.7.0.token_mixer.qkv.weight"
+NORM = "model.layers.1.input_layernorm.weight"
+BAD: dict[str, tuple[str, Damage, list[str]]] = {
+    "missing tensor": ("apple", tensors(lambda state: state.pop(QKV)), [f"1 missing: {QKV}"]),
+    "missing branch": (
+        "apple",
+        tensors(lambda state: state.pop("model.vision_tower.vision_tower.model.patch_embed.2.reparam_conv.bias")),
+        ["1 missing: model.vision_tower.vision_tower.model.patch_embed.2.reparam_conv.bias"],
+    ),
+    "wrong shape": (
+        "apple",
+        tensors(lambda state: state.update({NORM: torch.ones(127)})),
+        [f"1 of another shape: {NORM} (expected [128], found [127])"],
+    ),
+    "wrong dtype": (
+        "apple",
+        tensors(lambda state: state.update({NORM: torch.ones(128, dtype=torch.int8)})),
+        [f"1 neither float16, bfloat16 nor float32: {NORM} (found I8)"],
+    ),
+    "not finite": (
+        "apple",
+        tensors(lambda state: state[NORM].__setitem__(3, float("inf"))),
+        [f"NaN or infinite values in 1 tensors: {NORM} (1 of 128 values, the first at [3])"],
+    ),
+    "not finite in the tower": (
+        "transformers",
+        tensors(lambda state: state["model.vision_tower.timm_model.stem.0.reparam_conv.bias"].fill_(float("nan"))),
+        ["in 1 tensors: model.vision_tower.timm_model.stem.0.reparam_conv.bias (16 of 16 values"],
+    ),
+    "stranger": (
+        "qwen2",
+        tensors(lambda state: state.update({"model.layers.1.self_attn.o_proj.bias": torch.ones(128)})),
+        ["1 unexpected: model.layers.1.self_attn.o_proj.bias"],
+    ),
+    "shard missing": (
+        "apple",
+        lambda path: (path / SHARD).unlink(),
+        [f"{SHARD} is missing in", "places", "there are 3 in all"],
+    ),
+    "shard truncated": ("apple", shorten, [f"{SHARD} is truncated"]),
+    "shard of another": ("apple", swap, [f"{SHARD} lacks", "of the tensors that model.safetensors.index.json places"]),
+    "index escapes": (
+        "apple",
+        place("../other/model.safetensors"),
+        ["'../other/model.safetensors'", "not a plain name"],
+    ),
+    "index absolute": ("apple", place("/tmp/a.safetensors"), ["'/tmp/a.safetensors'", "not a plain name within"]),
+    "index names itself": ("apple", place(INDEX), [f"names the file '{INDEX}'; expected names that end in .safe"]),
+    "index empty": ("apple", edit(INDEX, weight_map={}), ["weight_map is {}"]),
+    "index a list": ("apple", edit(INDEX, weight_map=["a"]), ["expected an object of tensor names and file names"]),
+    "index twice": (
+        "apple",
+        lambda path: (path / "model.safetensors").write_bytes(b""),
+        ["holds both model.safetensors and model.safetensors.index.json"],
+    ),
+    "link in a circle": ("apple", link(SHARD), ["is a link that leads nowhere or in a circle"]),
+    "link to nothing": ("apple", link("nothing.safetensors"), ["is a link that leads nowhere or in a circle"]),
+    "link outside": ("apple", outside, ["is a link to", "outside of"]),
+    "unknown model": (
+        "apple",
+        edit("config.json", model_type="llava_llama"),
+        ["model_type is 'llava_llama'", "did you"],
+    ),
+    "anyres": (
+        "apple",
+        edit("config.json", image_aspect_ratio="anyres_max_9"),
+        ["image_aspect_ratio is 'anyres_max_9'", "(anyres) cannot be built"],
+    ),
+    "spatial merge": (
+        "apple",
+        edit("config.json", mm_patch_merge_type="spatial_unpad"),
+        ["mm_patch_merge_type is 'spatial_unpad'"],
+    ),
+    "other tower": (
+        "apple",
+        edit("config.json", mm_vision_tower="openai/clip-vit-large-patch14"),
+        ["mm_vision_tower is 'openai/clip-vit-large-patch14'"],
+    ),
+    "other projector": ("apple", edit("config.json", mm_projector_type="linear"), ["mm_projector_type is 'linear'"]),
+    "image size": (
+        "apple",
+        edit("config.json", mm_vision_tower="mobileclip_l_130"),
+        ["vision.image_size is 130; expected a multiple of 64"],
+    ),
+    "text size": ("apple", edit("config.json", num_hidden_layers=5), ["12 missing: model.layers.4"]),
+    "no size": ("qwen2", edit("config.json", hidden_size=None), ["missing hidden_size"]),
+    "size a string": (
+        "qwen2",
+        edit("config.json", hidden_size="128"),
+        ["text.hidden_size is '128'; expected an integer"],
+    ),
+    "scaled positions": (
+        "qwen2",
+        edit("config.json", rope_scaling={"type": "yarn", "factor": 4.0}),
+        ["rope_scaling is 'yarn'; only 'default' can be built"],
+    ),
+    "quantized": (
+        "qwen2",
+        edit("config.json", quantization_config={"quant_method": "gptq"}),
+        ["quantization_config is", "original, unquantized weights"],
+    ),
+    "no tokenizer": (
+        "apple",
+        lambda path: (path / "tokenizer.json").unlink(),
+        ["tokenizer.json is missing in", "vocab.json and merges.txt"],
+    ),
+    "other tokenizer": (
+        "apple",
+        edit("config.json", image_token_index=700),
+        ["does not know the token '<image>', and of the embedding's 576 rows none is free"],
+    ),
+    "no template": (
+        "apple",
+        edit("tokenizer_config.json", chat_template=None),
+        ["has no chat template: chat_template is missing in tokenizer_config.json"],
+    ),
+    "template loses the image": (
+        "transformers",
+        lambda path: (path / "chat_template.jinja").write_text("{{ messages[0].content[1].text }}"),
+        ["chat_template.jinja: the chat template does not give back <image> and the question once each"],
+    ),
+    "template fails": (
+        "apple",
+        edit("tokenizer_config.json", chat_template="{{ raise_exception('no users') }}"),
+        ["the chat template cannot be rendered: no users"],
+    ),
+    "template asks for the day": (
+        "apple",
+        edit("tokenizer_config.json", chat_template="{{ strftime_now('%d') }}"),
+        ["asks for today's date"],
+    ),
+    "template reaches out": (
+        "apple",
+        edit("tokenizer_config.json", chat_template="{{ messages.__class__.__mro__ }}"),
+        ["the chat template cannot be rendered", "unsafe"],
+    ),
+    "no processor": (
+        "transformers",
+        lambda path: (path / "preprocessor_config.json").unlink(),
+        ["preprocessor_config.json is missing"],
+    ),
+    "other filter": ("transformers", edit("preprocessor_config.json", resample=0), ["resample is 0; expected 2"]),
+    "not square": (
+        "transformers",
+        edit("preprocessor_config.json", do_center_crop=False),
+        ["do_center_crop is False", "square"],
+    ),
+    "other activation": (
+        "transformers",
+        edit("config.json", projector_hidden_act="gelu_pytorch_tanh"),
+        ["projector_hidden_act is 'gelu_pytorch_tanh'; only 'gelu' can be built"],
+    ),
+    "other length": ("transformers", edit("config.json", image_seq_length=256), ["image_seq_length is 256; only 4"]),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_checkpoint_gets_one_message(name: str, good: dict[str, Path], tmp_path: Path) -> None:
+    layout, damage, parts = BAD[name]
+    shutil.copytree(good[layout], tmp_path / "model")
+    damage(tmp_path / "model")
+    with pytest.raises(CheckpointError) as caught:
+        loaded(tmp_path / "model", tmp_path / "work")
+    message = str(caught.value)
+    assert [part for part in parts if part not in message] == [], message
+    assert list((tmp_path / "work" / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize(("layout", "trained"), [("apple", False), ("transformers", True)])
+def test_whichever_tensor_is_missing_or_of_another_shape_is_named(
+    layout: str, trained: bool, tiny: Configuration, tmp_path: Path
+) -> None:
+    """Though the tower's size is read off the tensors themselves. A third of them, in turn."""
+    write_random(tmp_path / "model", tiny, layout, trained=trained)
+    read = {"apple": apple.read, "transformers": transformers.read}[layout]
+    contents = read(tmp_path / "model" / "config.json", json.loads((tmp_path / "model" / "config.json").read_text()))
+    names, parts = contents.weights, {"apple": apple.LAYOUT, "transformers": transformers.LAYOUT}[layout]
+    whole = dict(names.entries)
+    assert parts.tower is not None
+    for name in sorted(contents.tensors.expected())[::3]:
+        entry = whole[name]
+        for change, expected in (({}, f"1 missing: {name}"), ({name: entry}, f"1 of another shape: {name}")):
+            names.entries = {other: each for other, each in whole.items() if other != name}
+            names.entries |= {name: replace(entry, shape=tuple(side + 1 for side in entry.shape)) for name in change}
+            vision = describe({each: found.shape for each, found in names.entries.items()}, parts.tower, 128)
+            with pytest.raises(CheckpointError, match=re.escape(expected)):
+                check_tensors(names, parts.tensors(replace(contents.config, vision=vision), names.entries))
+
+
+def test_another_size_than_the_configuration_says_is_named(good: dict[str, Path], tmp_path: Path) -> None:
+    shape = shape_of("fastvlm-tiny")
+    shape["vision"]["image_size"] = 128
+    loaded(good["apple"], tmp_path / "1", shape=shape)
+    shape["text"]["hidden_size"] = 1536
+    with pytest.raises(CheckpointError, match=r"shape.text.hidden_size is 1536, but the checkpoint's .* is 128\n"):
+        loaded(good["apple"], tmp_path / "2", shape=shape)
+
+
+def test_what_is_no_part_of_the_model_is_named(good: dict[str, Path], tmp_path: Path) -> None:
+    events: list[Event] = []
+    loaded(good["apple"], tmp_path, events)
+    lines = [event.text for event in events if isinstance(event, Log)]
+    assert len(lines) == 1 and "model.head.weight" in lines[0] and "num_batches" not in lines[0]
+
+
+def test_the_prompt_the_image_token_and_the_end_come_from_the_checkpoint(good: dict[str, Path], tmp_path: Path) -> None:
+    """Both templates give facts' prompt, of a string and of parts; what the tokenizer lacks is added to it."""
+    for layout in ("apple", "transformers"):
+        checkpoint = loaded(good[layout], tmp_path / layout)
+        preprocessing = checkpoint.preprocessing()
+        assert preprocessing["prompt_template"] == (
+            "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+            "<|im_start|>user\n{image}\n{question}<|im_end|>\n<|im_start|>assistant\n"
+        )
+        assert (preprocessing["image_token"], preprocessing["end_token"]) == ("<image>", "<|im_end|>")
+        assert preprocessing["aspect"] == ("pad" if layout == "apple" else "crop")
+        tokenizer = checkpoint.tokenizer()
+        assert tokenizer.encode("a<image>b<|im_end|>").ids[1::2] == [515, 514]
+        assert checkpoint.config().image_token_id == 515
+
+
+def test_a_tokenizer_of_vocabulary_and_merges_is_the_same(good: dict[str, Path], tmp_path: Path) -> None:
+    """As slow tokenizers save it, in Apple's releases."""
+    folder = tmp_path / "model"
+    shutil.copytree(good["apple"], folder)
+    whole = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.json").write_text(json.dumps(whole["model"]["vocab"]))
+    (folder / "merges.txt").write_text(
+        "#version: 0.2\n" + "\n".join(" ".join(pair) for pair in whole["model"]["merges"])
+    )
+    added = {str(each.pop("id")): each for each in whole["added_tokens"]}
+    edit("tokenizer_config.json", added_tokens_decoder=added)(folder)
+    first, second = (loaded(path, tmp_path / path.name).tokenizer() for path in (good["apple"], folder))
+    text = "It's 12 o'clock,  she said.\n\n<|im_start|>été<image>"
+    assert first.encode(text).ids == second.encode(text).ids
+    assert first.get_vocab() == second.get_vocab()
+
+
+def test_a_new_checkpoint_is_the_same_every_time_and_replaces_nothing(tmp_path: Path) -> None:
+    def make(name: str, *options: str) -> dict[str, bytes]:
+        out = tmp_path / name
+        arguments = ["fastvlm-tiny", "--layout", "apple", "--out", str(out), *options]
+        assert new_checkpoint(arguments, PROJECT) == 0
+        return {file.name: file.read_bytes() for file in out.iterdir()}
+
+    first, second, other = make("1", "--seed", "4"), make("2", "--seed", "4"), make("3", "--seed", "5")
+    assert first == second
+    assert first.keys() == other.keys() and first["model.safetensors"] != other["model.safetensors"]
+    assert len(make("4", "--shards", "2", "--dtype", "float16", "--training-form")) == len(first) + 2
+    for arguments, part in (
+        (["fastvlm-tny", "--layout", "apple", "--out", "x"], "did you mean 'fastvlm-tiny'?"),
+        (["reference", "--layout", "apple", "--out", "x"], "model.shape is null"),
+        (["fastvlm-tiny", "--layout", "aple", "--out", "x"], "invalid choice: 'aple'"),
+        (["fastvlm-tiny", "--layout", "apple", "--out", str(tmp_path / "1")], "is there already"),
+        (["fastvlm-tiny", "--layout", "apple", "--out", "x", "--shards", "0"], "expected 1 or more"),
+        (["fastvlm-tiny", "--layout", "apple"], "--out"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            new_checkpoint(arguments, PROJECT)
+        assert part in str(caught.value)
+    assert {path.name for path in tmp_path.iterdir()} == {"1", "2", "3", "4"}
+
+
+@pytest.mark.parametrize("size", [(128, 128), (300, 190), (97, 411), (40, 30)])
+@pytest.mark.parametrize("layout", ["apple", "transformers"])
+def test_pixels_are_those_of_the_original_processor(
+    layout: str, size: tuple[int, int], good: dict[str, Path], tmp_path: Path
+) -> None:
+    """To the last bit: transformers' own image processor, after LLaVA's padding for Apple's layout."""
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    pixels = np.random.default_rng(size[0]).integers(0, 256, (size[1], size[0], 3)).astype(np.uint8)
+    image = Image.fromarray(pixels)
+    side = {"height": 128, "width": 128}
+    processor = CLIPImageProcessorPil(
+        crop_size=side, image_mean=[0.0] * 3, image_std=[1.0] * 3, size={"shortest_edge": 128}
+    )
+    given = image
+    if layout == "apple":  # config.json says "pad"
+        longest = max(size)
+        given = Image.new("RGB", (longest, longest), (0, 0, 0))
+        given.paste(image, ((longest - size[0]) // 2, (longest - size[1]) // 2))
+    expected = processor(images=given, return_tensors="np")["pixel_values"]
+    found = preprocess(image, loaded(good[layout], tmp_path).preprocessing())
+    np.testing.assert_array_equal(found, expected)

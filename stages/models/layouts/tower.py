@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from stages.models.fastvit import VisionConfig
 from stages.models.layouts.tensors import Convolution, Shape, Tensors, Term
 
+_ATTENTION = (".qkv.", ".token_mixer.proj.", "layer_scale_1", "layer_scale_2")  # what blocks with attention alone have
 HEAD_DIM, STRIDE, SMALL_KERNEL, POSITION_KERNEL = 32, 2, 3, 7  # constants of the published code
 
 
@@ -91,27 +92,34 @@ def describe(shapes: dict[str, Shape], names: Names, image_size: int) -> VisionC
     Sizes are what most of the tensors say, so that a single wrong one is found by comparison.
     """
     own = {name.removeprefix(names.root): shape for name, shape in shapes.items() if name.startswith(names.root)}
-    blocks: dict[int, set[int]] = {}
+    depths: dict[int, int] = {}
     attention: set[int] = set()
-    hidden: dict[int, list[Shape]] = {}
+    width: dict[int, list[int]] = {}
+    hidden: dict[int, list[int]] = {}
     for name, shape in own.items():
         if found := names.block_pattern().match(name):
             stage = int(found[1])
-            blocks.setdefault(stage, set()).add(int(found[2]))
-            if ".qkv." in name:
+            depths[stage] = max(depths.get(stage, 0), int(found[2]) + 1)
+            if any(part in name for part in _ATTENTION):
                 attention.add(stage)
-            if name.endswith(f"{names.ffn}.fc1.weight"):
-                hidden.setdefault(stage, []).append(shape)
-    stages = sorted(blocks)
-    widths = [_most((shape[1] for shape in hidden.get(stage, ()) if len(shape) == 4), 1) for stage in stages]
-    ratios = (s[0] // max(1, s[1]) for stage in stages for s in hidden.get(stage, ()) if len(s) == 4)
-    final = [s[0] for n, s in own.items() if n.startswith(f"{names.final}.") and n.endswith("v.weight") and len(s) == 4]
-    stem = [s[0] for n, s in own.items() if n.startswith((f"{names.stem}.0.", f"{names.stem}.1.")) and len(s) == 4]
+            for end, axis, votes in (
+                (".conv.conv.weight", 0, width),
+                (".conv.bn.weight", 0, width),
+                (".fc2.bias", 0, width),
+                (".fc1.weight", 0, hidden),
+                (".fc1.bias", 0, hidden),
+                (".fc2.weight", 1, hidden),
+            ):
+                if name.endswith(names.ffn + end) and len(shape) > axis:
+                    votes.setdefault(stage, []).append(shape[axis])
+    stages = sorted(depths)
+    widths = [_most(width.get(stage, ()), 1) for stage in stages]
+    ratios = [_most(hidden.get(stage, ()), 1) // each for stage, each in zip(stages, widths, strict=True)]
     large = tuple(f".{each}" for each in (names.large[0] + ".weight", names.large[1] + ".conv.weight"))
     return VisionConfig(
         image_size=image_size,
-        stem_width=_most(stem, 1),
-        depths=tuple(max(blocks[stage]) + 1 for stage in stages),
+        stem_width=_most(_outputs(own, f"{names.stem}.0.", f"{names.stem}.1."), 1),
+        depths=tuple(depths[stage] for stage in stages),
         widths=tuple(widths),
         mixers=tuple("attention" if stage in attention else "repmixer" for stage in stages),
         strides=tuple((STRIDE, STRIDE) if index else (1, 1) for index in range(len(stages))),
@@ -119,8 +127,13 @@ def describe(shapes: dict[str, Shape], names: Names, image_size: int) -> VisionC
         ffn_kernel=_most((s[-1] for n, s in own.items() if n.endswith(f"{names.ffn}.conv.conv.weight") and s), 7),
         patch_kernel=_most((s[-1] for n, s in own.items() if ".proj.0." in n and n.endswith(large) and s), 7),
         head_dim=HEAD_DIM,
-        expansion=_most(final, 1) // widths[-1] if final and widths else 1,
+        expansion=_most(_outputs(own, f"{names.final}."), 1) // widths[-1] if widths else 1,
     )
+
+
+def _outputs(shapes: dict[str, Shape], *prefixes: str) -> list[int]:
+    """The output channels that the tensors under `prefixes` speak of, but for squeeze and excitation's."""
+    return [shape[0] for name, shape in shapes.items() if name.startswith(prefixes) and shape and ".se." not in name]
 
 
 def _most(values: Iterable[int], default: int) -> int:

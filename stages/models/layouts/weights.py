@@ -129,7 +129,12 @@ def _inside(folder: Path, file: str) -> Path:
     A hub's cache keeps its files in `blobs`, beside the `snapshots` that link to them.
     """
     path = folder / file
-    if Path(file).name != file or file in ("", ".", ".."):
+    if not file.endswith(".safetensors"):
+        raise CheckpointError(
+            f"{folder / INDEX} names the file '{file}'; expected names that end in .safetensors",
+            hint="Copy the index again, or save the model anew in that format.",
+        )
+    if Path(file).name != file:
         raise CheckpointError(
             f"{folder / INDEX} names the file '{file}', which is not a plain name within {folder}",
             hint="Such an index could read files from anywhere, so it is refused. Copy all shards beside the index.",
