@@ -87,7 +87,9 @@ COMPRESSIONS = {
         pruned(model), codes(mode="linear_symmetric"), joint_compression=True
     ),
     "palette-int8": lambda model: COREML.linear_quantize_weights(
-        COREML.palettize_weights(model, palettes(nbits=4)), codes(mode="linear_symmetric"), joint_compression=True
+        COREML.palettize_weights(model, palettes(nbits=4)),
+        codes(mode="linear_symmetric", granularity="per_tensor"),
+        joint_compression=True,
     ),
 }
 FAST = ("int8", "int4-blocks", "palette-1", "palette-3", "palette-grouped", "pruned-int8")

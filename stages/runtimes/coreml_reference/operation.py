@@ -31,7 +31,8 @@ class Operation:
 class Translation:
     """A function as operations. constants: in the executor's dtypes; stored: the same in their own.
 
-    dtypes and ranks: of every value; float16 is the executor's own choice of dtype.
+    large: values of over 65,536 numbers, or of unknown size. dtypes and ranks: of every value; float16 is the
+    executor's own choice of dtype.
     """
 
     inputs: Signature
@@ -42,3 +43,4 @@ class Translation:
     stored: dict[str, Any] = field(default_factory=dict)
     dtypes: dict[str, torch.dtype] = field(default_factory=dict)
     ranks: dict[str, int] = field(default_factory=dict)
+    large: set[str] = field(default_factory=set)

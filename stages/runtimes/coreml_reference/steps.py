@@ -14,6 +14,7 @@ from stages.runtimes.coreml_reference.weights import Weight
 if TYPE_CHECKING:
     from stages.runtimes.coreml_reference.constants import Constants
 
+_SMALL_AT_A_TIME = 16
 Registers = list[Any]
 Step = Callable[[Registers], None]
 
@@ -70,6 +71,7 @@ class _Layout:
         self.template: Registers = []
         self.steps: list[Step] = []
         self.names: list[str] = []
+        self._dead: list[str] = []
         self._program, self._constants = program, constants
         for name in [*program.inputs, *program.states]:
             self.slot(name)
@@ -112,9 +114,12 @@ class _Layout:
         )
 
     def release(self, names: list[str]) -> None:
-        """Forget values after this step, so that their memory can be used again."""
-        forms = [form for name in names for form in (name, _wide(name)) if form in self.slots]
-        self._append(_release([self.slots[form] for form in forms]), "")
+        """Forget values after this step, so that their memory can be used again: small ones many at a time."""
+        self._dead += names
+        if len(self._dead) >= _SMALL_AT_A_TIME or not self._program.large.isdisjoint(names):
+            forms = [form for name in self._dead for form in (name, _wide(name)) if form in self.slots]
+            self._append(_release([self.slots[form] for form in forms]), "")
+            self._dead.clear()
 
     def _append(self, step: Step, name: str) -> None:
         self.steps.append(step)

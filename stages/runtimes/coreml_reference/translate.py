@@ -1,5 +1,6 @@
 """From a function's protobuf to operations with kernels: constants unpacked, operations on constants folded."""
 
+import math
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from stages.runtimes.coreml_reference.package import Package, UnknownOperatorErr
 if TYPE_CHECKING:
     from stages.runtimes.coreml_reference.constants import Constants
 
+_LARGE = 1 << 16  # numbers
 STATE_OPERATORS = ("read_state", "write_state", "coreml_update_state")
 
 
@@ -45,7 +47,9 @@ def _inner(block: Any, outer: Translation, constants: "Constants") -> Translatio
         feature.name: (shape_of(feature.type.tensorType), _dtype(feature.type, constants.float16))
         for feature in block.inputs
     }
-    program = Translation(inputs, {}, list(block.outputs), [], outer.constants, outer.stored, outer.dtypes, outer.ranks)
+    program = Translation(
+        inputs, {}, list(block.outputs), [], outer.constants, outer.stored, outer.dtypes, outer.ranks, outer.large
+    )
     for feature, (shape, dtype) in inputs.items():
         program.dtypes[feature], program.ranks[feature] = dtype, len(shape)
     for operation in block.operations:
@@ -122,7 +126,10 @@ def _translate(operation: Any, program: Translation, constants: "Constants") -> 
     sinks = [output.name for output in operation.outputs]
     for output in operation.outputs:
         program.dtypes[output.name] = _dtype(output.type, constants.float16)
-        program.ranks[output.name] = len(output.type.tensorType.dimensions)
+        shape = shape_of(output.type.tensorType)
+        program.ranks[output.name] = len(shape)
+        if -1 in shape or math.prod(shape) > _LARGE:
+            program.large.add(output.name)
     if operation.type == "const":
         _add_constant(program, constants, sinks[0], constants.value(operation.attributes["val"]))
     elif operation.type.startswith("constexpr_"):
