@@ -18,7 +18,7 @@ from stages.models.description import read_object
 from stages.models.layouts import apple, native, qwen2, transformers
 from stages.models.layouts.tensors import Contents, Stored
 from stages.models.layouts.weights import CHUNK, WEIGHTS, listed
-from stages.tensorfile import PlannedWriter, as_array
+from stages.tensorfile import ITEM_SIZES, PlannedWriter, as_array
 
 CONFIG, TOKENIZER, PREPROCESSING = "config.json", "tokenizer.json", "preprocessing.json"
 LAYOUTS: Mapping[str, Callable[[Path, dict[str, Any]], Contents]] = {
@@ -110,21 +110,28 @@ def _not_finite(contents: Contents, part: str, writer: PlannedWriter, name: str,
     entry = contents.weights.entries[part]
     copied = isinstance(contents.tensors.sources[name], Stored)
     widened = copied and writer.entries[name].dtype != entry.dtype
-    kind, mask = _EXPONENTS[entry.dtype]
     count, first, position = 0, -1, 0
     for piece in contents.weights.pieces(part):
-        bits: NDArray[Any] = piece.view(kind)
-        exponents = np.bitwise_and(bits, kind(mask), out=scratch[: piece.size].view(kind))
-        if exponents.size and int(exponents.max()) == mask:
-            where = np.flatnonzero(exponents == mask)
-            count, first = count + where.size, position + int(where[0]) if first < 0 else first
-        position += bits.size
+        where = _bad_places(piece, entry.dtype, scratch)
+        if where.size and not count:
+            first = position + int(where[0])
+        count += where.size
+        position += piece.size // ITEM_SIZES[entry.dtype]
         if copied:
             writer.write(name, _widened(piece, entry.dtype) if widened else piece.data)
     if not count:
         return ""
     place = [int(axis) for axis in np.unravel_index(first, entry.shape)] if entry.shape else []
     return f"{count:,} of {position:,} values, the first at {place}"
+
+
+def _bad_places(piece: NDArray[np.uint8], dtype: str, scratch: NDArray[np.uint8]) -> NDArray[np.intp]:
+    """Where values are NaN or infinite: their exponent's bits are all ones. Integers never are."""
+    if dtype not in _EXPONENTS:
+        return np.empty(0, np.intp)
+    kind, mask = _EXPONENTS[dtype]
+    exponents: NDArray[Any] = np.bitwise_and(piece.view(kind), kind(mask), out=scratch[: piece.size].view(kind))
+    return np.flatnonzero(exponents == mask) if exponents.max(initial=0) == mask else np.empty(0, np.intp)
 
 
 def _widened(piece: NDArray[np.uint8], dtype: str) -> memoryview:

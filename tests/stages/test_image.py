@@ -48,6 +48,21 @@ def test_pad_lays_the_image_on_the_mean():
     np.testing.assert_allclose(found[:, 2:6, 0], np.repeat([[0.8], [0.6], [0.4]], 4, axis=1), rtol=1e-5)
 
 
+@pytest.mark.parametrize("aspect", ASPECTS)
+def test_the_filter_is_the_settings(aspect):
+    """Bilinear where nothing is said, as before there was a choice."""
+    pixels = np.random.default_rng(1).integers(0, 256, (20, 30, 3)).astype(np.uint8)
+    plain, bilinear, bicubic = (
+        preprocess(pixels, {**SETTINGS, "aspect": aspect, **more})
+        for more in ({}, {"resample": "bilinear"}, {"resample": "bicubic"})
+    )
+    np.testing.assert_array_equal(plain, bilinear)
+    assert 0.001 < np.abs(bicubic - bilinear).mean() < 0.1
+    with pytest.raises(StageError) as error:
+        preprocess(pixels, {**SETTINGS, "resample": "bicubik"})
+    assert "did you mean 'bicubic'?" in error.value.hint
+
+
 def test_the_cameras_rotation_is_applied(tmp_path):
     upright = Image.fromarray(halves(8, 8))
     exif = Image.Exif()

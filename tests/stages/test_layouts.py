@@ -33,6 +33,7 @@ from stages.models.qwen2 import CachedContext, MaskedContext
 from stages.models.vlm import ModelConfig as Configuration
 from stages.schema import ModelConfig
 from tests.fastvithd import Apple, Oracle, Timm
+from tests.toy import toy_tokenizer
 
 PROJECT = find_project(Path(__file__).parents[2])
 KEYS = Path(__file__).parent / "keys"
@@ -138,6 +139,54 @@ def test_logits_are_those_of_transformers(tied: bool, tmp_path: Path, tiny: Conf
     assert expected.std() > 0.1
     assert (whole - expected).abs().max() <= 1e-4
     assert (torch.cat(steps, dim=1) - expected).abs().max() <= 1e-4
+
+
+def test_what_transformers_saves_is_read(tmp_path: Path, tiny: Configuration) -> None:
+    """Shards, its way to write the configuration, a tied head, and no chat template: a question stands alone."""
+    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    theirs = Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=300, num_key_value_heads=1, rope_theta=1e5, tie_word_embeddings=True, eos_token_id=257, **sizes
+        )
+    )
+    theirs.save_pretrained(tmp_path / "model", max_shard_size="100KB")
+    PreTrainedTokenizerFast(tokenizer_object=toy_tokenizer(), eos_token="<|im_end|>").save_pretrained(
+        tmp_path / "model"
+    )
+    assert len(list((tmp_path / "model").glob("*.safetensors"))) > 1
+    checkpoint = loaded(tmp_path / "model", tmp_path / "work")
+    assert checkpoint.preprocessing() == {
+        "end_token": "<|im_end|>",
+        "max_new_tokens": 256,
+        "prompt_template": "{question}",
+    }
+    ids = torch.arange(20)[None]
+    ours = checkpoint.model()
+    config = ours.text.config
+    assert (config.rope_theta, config.tie_word_embeddings) == (1e5, True)
+    with torch.no_grad():
+        context = MaskedContext(torch.arange(20), torch.ones(20, 20, dtype=torch.bool).tril(), config)
+        difference = ours.text(ours.text.embed_tokens(ids), context) - theirs(ids).logits
+    assert difference.abs().max() <= 1e-4
+
+
+def test_a_head_that_differs_from_the_embedding_is_the_models_own(good: dict[str, Path], tmp_path: Path) -> None:
+    """Whatever the configuration says of tying; one that is equal is not kept twice."""
+    folder = tmp_path / "model"
+    shutil.copytree(good["transformers"], folder)
+    assert loaded(folder, tmp_path / "1").config().text.tie_word_embeddings
+    tensors(lambda state: state["lm_head.weight"][5].neg_())(folder)
+    checkpoint = loaded(folder, tmp_path / "2")
+    assert not checkpoint.config().text.tie_word_embeddings
+    with checkpoint.tensors() as stored:
+        assert torch.equal(stored["text.lm_head.weight"][5], -stored["text.embed_tokens.weight"][5])
+    edit("config.json", tie_word_embeddings=False, text_config__tie_word_embeddings=False)(folder)
+    tensors(lambda state: state.pop("lm_head.weight"))(folder)
+    with pytest.raises(CheckpointError, match="tie_word_embeddings must be true"):
+        loaded(folder, tmp_path / "3")
 
 
 def test_the_published_names_and_shapes_are_reproduced() -> None:
@@ -378,7 +427,11 @@ BAD: dict[str, tuple[str, Damage, list[str]]] = {
         edit("config.json", projector_hidden_act="gelu_pytorch_tanh"),
         ["projector_hidden_act is 'gelu_pytorch_tanh'; only 'gelu' can be built"],
     ),
-    "other length": ("transformers", edit("config.json", image_seq_length=256), ["image_seq_length is 256; only 4"]),
+    "other width": (
+        "transformers",
+        edit("config.json", vision_config__hidden_size=3072),
+        ["hidden_size is 3072; only 512 can be built"],
+    ),
 }
 
 

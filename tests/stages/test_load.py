@@ -314,3 +314,26 @@ def test_a_pickle_is_never_run(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is a zip archive"):
         load(model_config(folder), workspace(tmp_path))
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_module_comes_with_the_weights_in_its_folder(tmp_path: Path) -> None:
+    """Its names are its state_dict's; integers come through too."""
+    state = torch.nn.BatchNorm2d(3).state_dict()
+    (tmp_path / "weights").mkdir()
+    save_file(state, tmp_path / "weights" / "model.safetensors")
+    keys = {
+        "module": {"_target_": "torch.nn.BatchNorm2d", "num_features": 3},
+        "inputs": {"input": {"shape": [1, 3, 4, 4], "dtype": "float32"}},
+        "outputs": ["output"],
+    }
+    checkpoint = load(model_config(tmp_path / "weights", **keys), workspace(tmp_path / "1"))
+    assert load_file(checkpoint.weights).keys() == state.keys()
+    assert checkpoint.config().build().num_features == 3
+    again = load(model_config(checkpoint.path), workspace(tmp_path / "2"))
+    for file in checkpoint.path.iterdir():
+        assert file.read_bytes() == (again.path / file.name).read_bytes()
+    keys["module"]["num_features"] = 4
+    with pytest.raises(CheckpointError, match=r"the tensors of torch.nn.BatchNorm2d; 4 of another shape"):
+        load(model_config(tmp_path / "weights", **keys), workspace(tmp_path / "3"))
+    with pytest.raises(CheckpointError, match=r"model.module has no _target_; found target"):
+        load(model_config(tmp_path, module={"target": "torch.nn.Linear"}), workspace(tmp_path / "4"))

@@ -30,7 +30,7 @@ LAYOUT = Layout(
 def read(path: Path, values: dict[str, Any]) -> Contents:
     """The checkpoint whose config.json, `values`, lies at path. Raises CheckpointError."""
     refuse_tiles(values, path)
-    require(values, path, "mm_projector_type", "mlp2x_gelu", default="linear")
+    require(values, path, "mm_projector_type", "mlp2x_gelu", default="mlp2x_gelu")
     require(values, path, "mm_use_im_start_end", False, default=False)
     size, text = _image_size(values, path), text_config(values, path)
     weights = WeightFiles(path.parent)

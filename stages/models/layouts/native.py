@@ -25,7 +25,7 @@ def read(path: Path, values: dict[str, Any]) -> Contents:
     if not tied:
         hint = f"Without an output head of its own: set text.tie_word_embeddings to true in {path.name}."
     tensors = tensors_of(config)
-    check_tensors(weights, tensors, {_HEAD: hint})
+    check_tensors(weights, tensors, {_HEAD: hint}, integers=config.module is not None)
     if config.module:
         return Contents(config, None, None, weights, tensors)
     for name in (PREPROCESSING, TOKENIZER):

@@ -22,6 +22,7 @@ _BUFFERS = (
     ".rotary_emb.inv_freq",
 )  # of training and of older versions; nothing depends on them
 FLOATS = ("F16", "BF16", "F32")
+INTEGERS = ("U8", "I8", "I32", "I64")  # of a user's module: positions, tables
 
 Shape = tuple[int, ...]
 Read = Callable[[str], NDArray[Any]]
@@ -193,11 +194,20 @@ class Contents:
     tensors: Tensors
 
 
-def check_tensors(weights: WeightFiles, tensors: Tensors, hints: Mapping[str, str] | None = None) -> None:
+def check_tensors(
+    weights: WeightFiles,
+    tensors: Tensors,
+    hints: Mapping[str, str] | None = None,
+    *,
+    of: str = "its config.json",
+    integers: bool = False,
+) -> None:
     """Raise CheckpointError, with all that is wrong, where the checkpoint holds other tensors than the model has.
 
-    hints: {name of a tensor: what to do where it alone is missing or unexpected}.
+    hints: {name of a tensor: what to do where it alone is missing or unexpected}. of: what says how the model is.
+    integers: whether tensors may be integers too.
     """
+    allowed = FLOATS + INTEGERS * integers
     expected, entries = tensors.expected(), weights.entries
     known = {*expected, *tensors.left_over(entries), *(name for name in entries if name.endswith(_BUFFERS))}
     missing, unexpected = sorted(expected.keys() - entries.keys()), sorted(entries.keys() - known)
@@ -207,7 +217,7 @@ def check_tensors(weights: WeightFiles, tensors: Tensors, hints: Mapping[str, st
         for name in both
         if expected[name] != entries[name].shape
     ]
-    dtypes = [f"{name} (found {entries[name].dtype})" for name in both if entries[name].dtype not in FLOATS]
+    dtypes = [f"{name} (found {entries[name].dtype})" for name in both if entries[name].dtype not in allowed]
     kinds = {
         "missing": missing,
         "unexpected": unexpected,
@@ -218,7 +228,7 @@ def check_tensors(weights: WeightFiles, tensors: Tensors, hints: Mapping[str, st
     if problems:
         where = weights.paths[0] if len(weights.paths) == 1 else weights.folder
         raise CheckpointError(
-            f"{where} does not hold the tensors of its config.json; " + "; ".join(problems),
+            f"{where} does not hold the tensors of {of}; " + "; ".join(problems),
             hint=_hint(missing, unexpected, bool(shapes), bool(dtypes), hints or {}),
         )
 
