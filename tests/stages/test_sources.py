@@ -151,14 +151,21 @@ def dvc(*arguments: str, cwd: Path) -> None:
     subprocess.run(command, cwd=cwd, check=True, capture_output=True, env={**os.environ, "DVC_NO_ANALYTICS": "1"})
 
 
-@pytest.fixture
-def tracked(good: Path, tmp_path: Path) -> Path:
-    """A repository in which DVC tracks models/small, pushed to a remote; neither the folder nor the cache is here."""
+@pytest.fixture(params=["added", "made"])
+def tracked(good: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """A repository in which DVC tracks models/small, by a .dvc file or as what a stage of dvc.yaml made; pushed to a
+    remote; neither the folder nor the cache is here."""
     repository = tmp_path / "repository"
-    shutil.copytree(good, repository / "models" / "small")
+    (repository / "models").mkdir(parents=True)
     dvc("init", "--no-scm", "-q", cwd=repository)
     dvc("remote", "add", "-q", "-d", "store", str(tmp_path / "remote"), cwd=repository)
-    dvc("add", "-q", "models/small", cwd=repository)
+    if request.param == "added":
+        shutil.copytree(good, repository / "models" / "small")
+        dvc("add", "-q", "models/small", cwd=repository)
+    else:
+        command = f"cp -r {good} models/small"
+        (repository / "dvc.yaml").write_text(f"stages: {{make: {{cmd: {command}, outs: [models/small]}}}}")
+        dvc("repro", "-q", cwd=repository)
     dvc("push", "-q", cwd=repository)
     shutil.rmtree(repository / "models" / "small")
     shutil.rmtree(repository / ".dvc" / "cache")
