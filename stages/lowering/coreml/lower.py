@@ -11,7 +11,7 @@ from torch.export import ExportedProgram
 from pipelines.errors import LoweringError
 from stages.devices.neural_engine import Finding, inspect_program
 from stages.lowering.capture import capture_decoder, capture_fixed
-from stages.lowering.coreml import decoder, elementwise, operators, shapes  # noqa: F401  (they register emitters)
+from stages.lowering.coreml import decoder, elementwise, norms, operators, shapes  # noqa: F401  (they register emitters)
 from stages.lowering.coreml.builder import CacheLayer, FunctionBuilder, FunctionSpec
 from stages.lowering.coreml.package import save_package
 from stages.lowering.coreml.ranges import Held, RangeCaller
