@@ -57,19 +57,19 @@ def folder_of(path: str, revision: str | None, work: Workspace) -> Path:
 
 def _from_hub(path: str, revision: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, RevisionResolutionError, XetDownloadError
 
     name = hub_name(path)
     wanted: dict[str, Any] = {"repo_id": name, "revision": revision, "allow_patterns": list(PATTERNS)}
     try:
         folder = Path(snapshot_download(**wanted, local_files_only=True))
         whole = _is_whole(folder)
-    except (LocalEntryNotFoundError, FileNotFoundError):
+    except (FileNotFoundError, RevisionResolutionError):
         whole = False
     if not whole:
         try:
             folder = Path(snapshot_download(**wanted))  # goes on where an earlier attempt stopped
-        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError) as cause:
+        except (OSError, ValueError, HFValidationError, RevisionResolutionError, XetDownloadError) as cause:
             offline = " (offline mode is on)" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("0", "") else ""
             raise CheckpointError(
                 f"{path} at {revision[:12]} is not in the hub's cache and cannot be fetched{offline}: "
