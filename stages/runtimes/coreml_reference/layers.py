@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from stages.runtimes.coreml_reference.operators import Call, Kernel, operator
 from stages.runtimes.coreml_reference.package import ProgramError
-from stages.runtimes.coreml_reference.weights import Weight
+from stages.runtimes.coreml_reference.weights import Weight, fill
 
 _VALUES_AT_A_TIME = 1 << 20  # of a packed weight
 
@@ -21,11 +21,12 @@ def linear(call: Call) -> Kernel:
 
 def _linear_by_rows(x: torch.Tensor, weight: Weight, bias: torch.Tensor | None = None) -> torch.Tensor:
     """As F.linear, with some output channels at a time."""
-    step = max(_VALUES_AT_A_TIME // weight.shape[1], 1)
+    count, columns = weight.shape[:2]
+    buffer = torch.empty(min(max(_VALUES_AT_A_TIME // columns, 1), count), columns)
     parts = []
-    for start in range(0, weight.shape[0], step):
-        rows = weight.rows(slice(start, start + step)).float()
-        parts.append(F.linear(x, rows, None if bias is None else bias[start : start + step]))
+    for start in range(0, count, len(buffer)):
+        rows = fill(buffer[: count - start], weight, start)
+        parts.append(F.linear(x, rows, None if bias is None else bias[start : start + len(rows)]))
     return torch.cat(parts, -1)
 
 

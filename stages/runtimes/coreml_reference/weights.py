@@ -139,11 +139,16 @@ class Compressed:
             result = CONSTEXPR[self.kind](**{name: whole(value) for name, value in self.arguments.items()})
             result = result[self._output] if isinstance(result, tuple) else result
             return result.to(self.dtype).to(dtype or self.dtype)
-        values = torch.empty(self.shape, dtype=dtype or self.dtype)
-        step = max(_CHUNK * self.shape[0] // max(values.numel(), 1), 1)
-        for start in range(0, self.shape[0], step):
-            values[start : start + step] = self.rows(slice(start, start + step))
-        return values
+        return fill(torch.empty(self.shape, dtype=dtype or self.dtype), self, 0)
+
+
+def fill(values: torch.Tensor, weight: Weight, start: int) -> torch.Tensor:
+    """Write the rows of a weight from `start` on into `values`, as many as it has, a few at a time; return it."""
+    step = max(_CHUNK * len(values) // max(values.numel(), 1), 1)
+    for row in range(0, len(values), step):
+        part = values[row : row + step]
+        part.copy_(weight.rows(slice(start + row, start + row + len(part))))
+    return values
 
 
 def whole(value: Any) -> Any:
