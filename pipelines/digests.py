@@ -8,12 +8,13 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from pipelines.errors import StoreError
 from pipelines.sealed import read_sealed, write_sealed
 
 CHUNK = 1 << 20
+LARGE = 1 << 24  # bytes
 RACY = 20_000_000  # ns: a file changed this shortly before it was hashed may change again within the same clock tick
 READING = "if it should be there, put it back or make it readable, and build again"
 
@@ -118,9 +119,25 @@ def hash_file(path: Path) -> list[Any]:
     """Return [sha256, md5, size] of a file, in one reading."""
     sha256, md5, size = hashlib.sha256(), hashlib.md5(usedforsecurity=False), 0
     with open(path, "rb") as file:
+        if os.fstat(file.fileno()).st_size > LARGE:
+            return hash_large(file)
         while chunk := file.read(CHUNK):
             sha256.update(chunk)
             md5.update(chunk)
+            size += len(chunk)
+    return [sha256.hexdigest(), md5.hexdigest(), size]
+
+
+def hash_large(file: BinaryIO) -> list[Any]:
+    """Return the same of an open file, each digest in a thread of its own."""
+    from concurrent.futures import ThreadPoolExecutor  # which a start-up without large files does without
+
+    sha256, md5, size = hashlib.sha256(), hashlib.md5(usedforsecurity=False), 0
+    with ThreadPoolExecutor(1) as other:
+        while chunk := file.read(LARGE):
+            beside = other.submit(sha256.update, chunk)
+            md5.update(chunk)
+            beside.result()
             size += len(chunk)
     return [sha256.hexdigest(), md5.hexdigest(), size]
 

@@ -69,12 +69,15 @@ def _run(
     if rows is not None:
         features[: len(rows)] = rows[: len(ids)]
     chunk = min(session.chunk or _CHUNK, _CHUNK)
-    start, last = 0, len(ids) - _STEPS
-    while start < len(ids):
+    last = len(ids) - _STEPS
+    for start in range(0, last, chunk):
         report(start, len(ids), "tokens")
-        stop = min(start + chunk, last) if start < last else start + 1
+        stop = min(start + chunk, last)
         yield start, session.step(ids[start:stop].tolist(), features[start:stop], start, cache)
-        start = stop
+    singles = (
+        session.step(ids[row : row + 1].tolist(), features[row : row + 1], row, cache) for row in range(last, len(ids))
+    )
+    yield last, np.concatenate(list(singles))
 
 
 def _logits(model: QuantizedModel, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
