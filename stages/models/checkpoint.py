@@ -95,7 +95,12 @@ def _write_weights(contents: Contents, path: Path, progress: Progress) -> None:
                     bad[part] = problem
                 checked.add(part)
             if not isinstance(source, Stored):
-                writer.write(name, np.ascontiguousarray(source.value(weights.array)).reshape(-1).view(np.uint8).data)
+                with np.errstate(invalid="ignore", over="ignore"):  # what comes of it is looked at
+                    value = np.ascontiguousarray(source.value(weights.array))
+                if not np.isfinite(value).all() and not bad.keys() & source.inputs().keys():
+                    norms = [part for part in source.inputs() if part.endswith(".running_var")]
+                    bad |= {part: "folded with its convolution" for part in norms or list(source.inputs())}
+                writer.write(name, value.reshape(-1).view(np.uint8).data)
         if bad:
             raise CheckpointError(
                 f"{weights.folder} holds NaN or infinite values in {len(bad)} tensors: "

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 from torch.nn import functional as F
 
 from pipelines.config import load_config
@@ -277,6 +278,7 @@ def outside(path: Path) -> None:
 
 QKV = "model.vision_tower.vision_tower.model.network.7.0.token_mixer.qkv.weight"
 NORM = "model.layers.1.input_layernorm.weight"
+VARIANCE = "model.vision_tower.vision_tower.model.network.0.0.convffn.conv.bn.running_var"
 BAD: dict[str, tuple[str, Damage, list[str]]] = {
     "missing tensor": ("apple", tensors(lambda state: state.pop(QKV)), [f"1 missing: {QKV}"]),
     "missing branch": (
@@ -298,6 +300,11 @@ BAD: dict[str, tuple[str, Damage, list[str]]] = {
         "apple",
         tensors(lambda state: state[NORM].__setitem__(3, float("inf"))),
         [f"NaN or infinite values in 1 tensors: {NORM} (1 of 128 values, the first at [3])"],
+    ),
+    "not finite once folded": (
+        "apple",
+        tensors(lambda state: state[VARIANCE].fill_(-1.0)),
+        [f"NaN or infinite values in 1 tensors: {VARIANCE} (folded with its convolution)"],
     ),
     "not finite in the tower": (
         "transformers",
@@ -498,6 +505,24 @@ def test_the_prompt_the_image_token_and_the_end_come_from_the_checkpoint(good: d
         tokenizer = checkpoint.tokenizer()
         assert tokenizer.encode("a<image>b<|im_end|>").ids[1::2] == [515, 514]
         assert checkpoint.config().image_token_id == 515
+
+
+def test_the_image_token_has_the_id_that_either_key_gives(good: dict[str, Path], tmp_path: Path) -> None:
+    """transformers wrote image_token_id, and writes image_token_index; here of another token than "<image>"."""
+    shutil.copytree(good["transformers"], tmp_path / "model")
+    edit("config.json", image_token_index=None, image_token_id=512)(tmp_path / "model")
+    known = Tokenizer.from_file(str(tmp_path / "model" / "tokenizer.json")).id_to_token(512)
+    template = tmp_path / "model" / "chat_template.jinja"
+    template.write_text(template.read_text().replace("<image>", known))
+    checkpoint = loaded(tmp_path / "model", tmp_path / "work")
+    assert (checkpoint.config().image_token_id, checkpoint.preprocessing()["image_token"]) == (512, known)
+
+
+def test_the_rotation_may_stand_under_the_older_name(good: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(good["qwen2"], tmp_path / "model")
+    edit("config.json", rope_theta=None, rope_scaling={"type": "default", "rope_theta": 5e5})(tmp_path / "model")
+    text = loaded(tmp_path / "model", tmp_path / "work").config().text
+    assert text is not None and text.rope_theta == 5e5
 
 
 def test_a_tokenizer_of_vocabulary_and_merges_is_the_same(good: dict[str, Path], tmp_path: Path) -> None:

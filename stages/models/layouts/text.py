@@ -32,9 +32,9 @@ def text_config(values: dict[str, Any], path: Path, section: str = "") -> dict[s
     if missing := [section + key for key in _REQUIRED if key not in values]:
         raise CheckpointError(f"{path}: missing {', '.join(missing)}", hint="Copy these from the model's own source.")
     found = {key: values.get(key, default) for key, default in _DEFAULTS.items()}
-    rope = values.get("rope_parameters")
-    if isinstance(rope, dict):
-        found["rope_theta"] = rope.get("rope_theta", found["rope_theta"])
+    for key in ("rope_scaling", "rope_parameters"):  # the older and the newer name
+        if isinstance(rope := values.get(key), dict):
+            found["rope_theta"] = rope.get("rope_theta", found["rope_theta"])
     if found["num_key_value_heads"] is None:
         found["num_key_value_heads"] = found["num_attention_heads"]
     for key in ("rope_theta", "rms_norm_eps"):

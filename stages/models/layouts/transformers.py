@@ -53,5 +53,5 @@ def read(path: Path, values: dict[str, Any]) -> Contents:
     shapes = {name: entry.shape for name, entry in weights.entries.items()}
     vision = tower.describe(shapes, tower.TIMM, pixels["image_size"])
     require(vision_values, path, "hidden_size", vision.output_width, default=vision.output_width)
-    named = {"image_token_index": _IMAGE_TOKEN_ID, "eos_token_id": text_values.get("eos_token_id"), **values}
+    named = {"image_token_id": _IMAGE_TOKEN_ID, "eos_token_id": text_values.get("eos_token_id"), **values}
     return LAYOUT.contents(path, named, weights, text, vision, pixels, _IMAGE_TOKEN)
