@@ -16,9 +16,7 @@ from convert.spent import REPOSITORY
 from pipelines.typed import check
 from pipelines.workspace import Workspace
 
-# As both peers round: symmetric, in blocks of 32, the embedding table with them.
-ROUNDING = {"method": "rtn", "bits": 4, "group_size": 32, "symmetric": True, "embeddings": 4, "scale_search": False}
-CONVERSION = {"prefill_chunk": 64, "accuracy_level": 4}  # 4: as genai's builder writes it
+PRESET = "fastvlm-0.5b"  # what it ships with: conf/model holds how it is rounded and converted, on top of int4
 DEVICES = {"coreml": "iphone-15-pro", "onnx": "pixel-8"}
 
 
@@ -31,13 +29,14 @@ def main(runtime: str, checkpoint: Path, out: Path, context: int) -> dict[str, A
 
     from stages import convert, load, quantize, schema
 
+    preset = yaml.safe_load((REPOSITORY / f"conf/model/{PRESET}.yaml").read_text(encoding="utf-8"))
     model = typed("model", "reference", schema.ModelConfig, {"path": str(checkpoint)})
     loaded = load.load(model, room(out, "loaded"))
     lap("load")
-    rounding = typed("quantize", "int4", schema.QuantizeConfig, ROUNDING)
+    rounding = typed("quantize", "int4", schema.QuantizeConfig, preset["quantize"])
     rounded = quantize.quantize(loaded, rounding, room(out, "rounded"))
     lap("quantize")
-    conversion = typed("convert", "default", schema.ConvertConfig, CONVERSION | {"context": context})
+    conversion = typed("convert", "default", schema.ConvertConfig, preset["convert"] | {"context": context})
     device = typed("device", DEVICES[runtime], schema.DeviceProfile, {})
     convert.convert(rounded, conversion, device, room(out, "model"))
     lap("lower")

@@ -33,7 +33,6 @@ def whole(folder: Path, model: str) -> list[Figure]:
         f"model.path={checkpoint}",
         f"device=[{','.join(DEVICES)}]",
         "quantize=int4",
-        "quantize.method=rtn",
         "validate=parity",
         "tracking=none",
     ]
