@@ -318,3 +318,22 @@ def test_what_is_edited_in_conf_or_a_comment_while_a_node_runs_does_no_harm(toy:
         "    for step",
     )
     assert toy.build("pipeline=pair").status == 0
+
+
+def test_the_report_lists_the_risks_in_a_bundles_manifest(toy: Toy) -> None:
+    risk = {
+        "risk": "A last axis of 8 <padded>",
+        "count": 3,
+        "function": "main",
+        "line": "model.py:7",
+        "source": "a guide",
+    }
+    toy.edit(
+        "toystages/package.py",
+        '"files": files}',
+        f'"files": files, "risks": [{risk!r}] if device.name == "phone" else []}}',
+    )
+    assert toy.build().status == 0
+    assert toy.run("report").status == 0
+    page = (toy.root / "artifacts/report.html").read_text()
+    assert page.count("A last axis of 8 &lt;padded&gt;") == 1 and "<td>model.py:7" in page and "No chip has run" in page
