@@ -122,4 +122,9 @@ class _Difference:
 
     def relative(self) -> float:
         """Root mean square difference over the root mean square deviation from each row's mean."""
+        if not np.isfinite([self.squares, self.spread]).all():
+            raise StageError(
+                "the shipped files give values that are not finite where torch, with the same weights, does not",
+                hint="A layer leaves float16's range: Core ML's last layer is the logits, which no probe measures.",
+            )
         return float((self.squares / max(self.spread, np.finfo(np.float64).tiny)) ** 0.5)

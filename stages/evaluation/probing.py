@@ -17,7 +17,7 @@ from stages.data.questions import corpus
 from stages.data.source import question_source
 from stages.evaluation.answers import prompt_format
 from stages.lowering.capture import capture_decoder, capture_fixed
-from stages.lowering.graph import source_line
+from stages.lowering.graph import layer_name, source_line
 from stages.lowering.interpret import run_graph
 from stages.models.vlm import ModelConfig
 from stages.schema import ProbeConfig
@@ -89,7 +89,8 @@ class Ranges:
             low, high = (float(bound) for bound in torch.aminmax(value))
             if not np.isfinite([low, high]).all():
                 raise StageError(
-                    f"{source_line(node)} gives values that are not finite, in float32, with the quantized weights",
+                    f"{layer_name(node) or 'the model'}, at {source_line(node)}, gives values that are not finite, "
+                    "in float32, with the quantized weights",
                     hint="The checkpoint is unsound there, or a scale overflowed: look at that layer's weights.",
                 )
             found[node.name] = max(found.get(node.name, 0.0), -low, high)

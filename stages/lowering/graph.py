@@ -169,6 +169,12 @@ def source_line(node: Node) -> str:
     return f"node '{node.name}' of the captured graph"
 
 
+def layer_name(node: Node) -> str:
+    """The innermost module that made node, as "text.layers.1.mlp.up_proj"; "" for the model itself."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    return str(stack[-1][0]) if stack else ""
+
+
 def _relative(file: str) -> str:
     path = Path(file)
     for root in (_PROJECT, Path.cwd()):

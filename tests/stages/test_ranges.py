@@ -94,6 +94,7 @@ def test_fail_names_each_layer_with_its_line_and_its_value(blown, tmp_path):
         lowered(blown, tmp_path, ranges={"encoder": peaks}, overflow="fail")
     assert "stages/models/fastvit.py:" in error.value.message and "reaches" in error.value.message
     assert f"{max(peaks.values()):.6g}" in error.value.message
+    assert "vision.stages.1.blocks.0.ffn.contract at stages/models/fastvit.py:" in error.value.message
     assert "overflow=float32" in error.value.hint
     assert not list(tmp_path.rglob("*.mlpackage"))
 

@@ -27,7 +27,7 @@ from torch.fx import Node
 from pipelines.errors import LoweringError, nearest
 from stages.lowering.coreml.builder import FunctionBuilder
 from stages.lowering.coreml.weights import FLOAT16_MAX
-from stages.lowering.graph import Emitter, Weight, operator_name, source_line
+from stages.lowering.graph import Emitter, Weight, layer_name, operator_name, source_line
 
 POLICIES = ("fail", "float32", "scale")
 MARGIN = 1.0
@@ -55,11 +55,12 @@ PASSING = {
 class Held:
     """A node whose value is not plain float16. how: "float32" or "x 2^-k".
 
-    value: the largest |value| seen, if known.
+    layer: the module that made it, as the model names it. value: the largest |value| seen, if known.
     """
 
     function: str
     node: str
+    layer: str
     operator: str
     line: str
     value: float | None
@@ -215,7 +216,7 @@ class RangeCaller:
         for source in node.args[:3]:
             if self._peaks.get(source.name, 0.0) > LIMIT:  # type: ignore[union-attr]
                 raise LoweringError(
-                    f"{source_line(node)}: a key, value or query reaches {self._peaks[source.name]:.6g}; "  # type: ignore[union-attr]
+                    f"{_place(node)}: a key, value or query reaches {self._peaks[source.name]:.6g}; "  # type: ignore[union-attr]
                     f"the cache is float16, whose range is {FLOAT16_MAX:.0f}",
                     hint="Scale the projection before it is quantized.",
                 )
@@ -281,7 +282,7 @@ class RangeCaller:
     def _note(self, node: Node, how: str) -> None:
         value = max(self._results(node), default=None)  # type: ignore[type-var]
         name = self._builder.spec.name
-        self.held.append(Held(name, node.name, operator_name(node), source_line(node), value, how))
+        self.held.append(Held(name, node.name, layer_name(node), operator_name(node), source_line(node), value, how))
 
 
 def _check(function: str, program: ExportedProgram, peaks: Mapping[str, float], policy: str) -> None:
@@ -294,16 +295,21 @@ def _check(function: str, program: ExportedProgram, peaks: Mapping[str, float], 
     endless = [name for name in nodes if name in peaks and not math.isfinite(peaks[name])]
     if endless:
         raise LoweringError(
-            f"'{function}' gives inf or NaN even in float32, first at {source_line(nodes[endless[0]])}",
+            f"'{function}' gives inf or NaN even in float32, first at {_place(nodes[endless[0]])}",
             hint="The checkpoint is damaged, or the calibration inputs are not what the model takes.",
         )
     over = [node for node in nodes.values() if peaks.get(node.name, 0.0) > LIMIT]
     if over and policy == "fail":
-        layers = "; ".join(dict.fromkeys(f"{source_line(node)} reaches {peaks[node.name]:.6g}" for node in over))
+        layers = "; ".join(dict.fromkeys(f"{_place(node)} reaches {peaks[node.name]:.6g}" for node in over))
         raise LoweringError(
             f"'{function}' leaves float16's range of {FLOAT16_MAX:.0f}: {layers}",
             hint="Set overflow=float32, which computes these layers in float32, or overflow=scale.",
         )
+
+
+def _place(node: Node) -> str:
+    """The layer, and the line of the model."""
+    return " at ".join(filter(None, [layer_name(node), source_line(node)]))
 
 
 def _exponent(peak: float) -> int:
