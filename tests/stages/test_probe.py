@@ -115,6 +115,7 @@ def test_a_folder_without_images_is_refused(model, tmp_path):
         ("projector.2.bias", "stages/models/vlm.py:[0-9]+ .*projector"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:invalid value")  # numpy says so of infinity times 0
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_weights_that_are_not_finite_are_named_by_their_line(tensor, line, value, model, tmp_path):
     broken = QuantizedModel(tmp_path / "broken")
