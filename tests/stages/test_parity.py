@@ -51,17 +51,8 @@ def passed(metrics: dict[str, Any]) -> dict[str, bool]:
 
 
 @pytest.mark.parametrize("runtime", DEVICES)
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [
-        ("fastvlm", "int4"),
-        pytest.param("fastvlm", "int8", marks=pytest.mark.slow),  # int4's tower is in 8 bits too
-        pytest.param("fastvlm", "none", marks=pytest.mark.slow),
-        ("qwen2", "int4"),
-        ("qwen2", "int8"),
-        ("qwen2", "none"),
-    ],
-)
+@pytest.mark.parametrize("kind", ["int4", "int8", "none"])
+@pytest.mark.parametrize("name", MODELS)
 def test_the_runtime_chooses_what_torch_chooses(name, kind, runtime, shipped, tmp_path):
     made = shipped(name, kind)
     metrics = made.metrics(runtime, made.device_model(runtime), tmp_path / "validate")
@@ -73,7 +64,7 @@ def test_the_runtime_chooses_what_torch_chooses(name, kind, runtime, shipped, tm
     assert ("features_error" in parity) == (name == "fastvlm")
 
 
-@pytest.mark.parametrize("name", ["qwen2", pytest.param("fastvlm", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", MODELS)
 def test_accuracy_level_4_rounds_the_products_inputs_and_nothing_else(name, shipped, tmp_path):
     """Random weights make narrow choices, which rounding changes; torch that rounds alike makes the same ones."""
     made = shipped(name)
@@ -84,7 +75,7 @@ def test_accuracy_level_4_rounds_the_products_inputs_and_nothing_else(name, ship
     ids, rows = probed(made, session)
     found = session.step(ids, rows, 0, session.start())
     alike, plain = torch_logits(made.model, ids, rows, rounding=True), torch_logits(made.model, ids, rows)
-    assert np.mean(found.argmax(1) == alike.argmax(1)) >= 0.995
+    assert np.mean(found.argmax(1) == alike.argmax(1)) >= 0.99
     assert spread(found - alike) <= 0.6 * spread(found - plain)  # not 0: a last bit may decide how the next rounds
 
 
@@ -128,7 +119,7 @@ def spread(values: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("runtime", [*DEVICES, "coreml in float32"])
-@pytest.mark.parametrize("name", ["fastvlm", pytest.param("qwen2", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", MODELS)
 def test_chunks_and_single_tokens_and_the_whole_prompt_give_the_same(name, runtime, shipped):
     made = shipped(name)
     if runtime == "onnxruntime":
@@ -156,17 +147,10 @@ def test_chunks_and_single_tokens_and_the_whole_prompt_give_the_same(name, runti
         assert np.abs(found - results["whole"]).max() <= among * np.abs(expected).max(), key
 
 
-@pytest.mark.parametrize(
-    ("runtime", "name", "count"),
-    [
-        ("onnxruntime", "fastvlm", 1000),
-        ("coreml", "qwen2", 100),
-        pytest.param("coreml", "fastvlm", 1000, marks=pytest.mark.slow),
-    ],
-)
-def test_many_tokens_do_not_drift(runtime, name, count, shipped):
-    """Text of 1,400 tokens of which the last `count` are decoded one by one, in a context of 1,536."""
-    made = shipped(name)
+@pytest.mark.parametrize("runtime", DEVICES)
+def test_a_thousand_tokens_do_not_drift(runtime, shipped):
+    """Text of 1,400 tokens of which the last 1,000 are decoded one by one, in a context of 1,536."""
+    made, count = shipped("fastvlm"), 1000
     session = open_session(made.device_model(runtime, context=LONG))
     prompt, rows = (part[: made.probed.prompt()] for part in probed(made, session))
     words = np.random.default_rng(5).integers(0, 256, 1400 - len(prompt))  # what it would write soon repeats itself
