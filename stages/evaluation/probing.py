@@ -87,6 +87,9 @@ class Ranges:
             if not value.is_floating_point() or not value.numel():
                 return
             low, high = (float(bound) for bound in torch.aminmax(value))
+            if low == -np.inf and high < np.inf:  # a mask before a softmax
+                value = value[value > -np.inf]
+                low, high = (float(bound) for bound in torch.aminmax(value)) if value.numel() else (0.0, 0.0)
             if not np.isfinite([low, high]).all():
                 raise StageError(
                     f"{layer_name(node) or 'the model'}, at {source_line(node)}, gives values that are not finite, "

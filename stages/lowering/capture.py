@@ -4,12 +4,15 @@ Parameters carry the checkpoint's names (vision.*, projector.*, text.*; a module
 source for them.
 """
 
+import inspect
+import operator
 from typing import Any
 
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim, ExportedProgram
+from torch.fx import Node
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from pipelines.errors import LoweringError
@@ -56,14 +59,17 @@ def capture_decoder(config: ModelConfig, tokens: int | None, context: int, *, he
 
 def _capture_module(config: ModelConfig) -> ExportedProgram:
     assert config.module is not None
-    module = config.module
-    inputs = [torch.zeros(tuple(spec["shape"]), dtype=getattr(torch, spec["dtype"])) for spec in module.inputs.values()]
-    program = _export(config.build(), tuple(inputs))  # with real tensors: the module may have made constants
+    module, model = config.module, config.build()
+    order = [name for name in inspect.signature(model.forward).parameters if name in module.inputs]
+    specs = [module.inputs[name] for name in order] if len(order) == len(module.inputs) else module.inputs.values()
+    inputs = [torch.zeros(tuple(spec["shape"]), dtype=getattr(torch, spec["dtype"])) for spec in specs]
+    program = _export(model, tuple(inputs))  # with real tensors: the module may have made constants
+    _without_overwriting(program)
     names = list(program.graph_signature.user_inputs)
-    if names != list(module.inputs):
+    if sorted(map(str, names)) != sorted(module.inputs):
         raise LoweringError(
             f"{module.target} takes {', '.join(map(str, names))}; model.inputs names {', '.join(module.inputs)}",
-            hint="Name forward's parameters, in their order.",
+            hint="Name forward's parameters.",
         )
     found = [node.meta["val"] for node in program.graph.output_node().args[0]]
     if len(found) != len(module.outputs):
@@ -72,6 +78,34 @@ def _capture_module(config: ModelConfig) -> ExportedProgram:
             hint=f"Name each of them; their shapes are {', '.join(str(tuple(value.shape)) for value in found)}.",
         )
     return program
+
+
+def _without_overwriting(program: ExportedProgram) -> None:
+    """Operators that overwrite their input become those that do not, where no view sees the difference: later readers
+    of the input already read the result."""
+    for node in program.graph.nodes:
+        target = node.target
+        if not isinstance(target, torch._ops.OpOverload) or not target._schema.is_mutable or not node.args:
+            continue
+        if _is_its_own(node.args[0]):
+            plain = getattr(torch.ops.aten, target.overloadpacket.__name__.removesuffix("_"), None)
+            node.target = getattr(plain, target._overloadname, target)
+    program.graph_module.recompile()
+
+
+def _is_its_own(node: Node, view: Node | None = None) -> bool:
+    """Whether nothing else reads the memory of node's result; `view`: what node is looked at through."""
+    others = [user for user in node.users if user is not view]
+    if node.op != "call_function" or (others if view else any(map(_is_view, others))):
+        return False
+    return _is_its_own(node.args[0], node) if _is_view(node) else True  # type: ignore[arg-type]
+
+
+def _is_view(node: Node) -> bool:
+    if node.target is operator.getitem:
+        return True
+    returns = node.target._schema.returns if isinstance(node.target, torch._ops.OpOverload) else ()
+    return any(result.alias_info is not None and not result.alias_info.is_write for result in returns)
 
 
 def _export(module: nn.Module, arguments: tuple[Any, ...], dynamic_shapes: Any = None) -> ExportedProgram:

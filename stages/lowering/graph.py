@@ -116,7 +116,8 @@ def emit(program: ExportedProgram, target: str, context: Any, inputs: Mapping[st
 
     for node in program.graph.nodes:
         if node.op == "placeholder":
-            values[node] = placeholder(program, node, inputs)
+            given = placeholder(program, node, inputs)
+            values[node] = _integers(given, node, context) if isinstance(given, Weight) else given
         elif node.op == "output":
             return list(resolve(node.args[0]))
         elif node.target is operator.getitem:
@@ -149,6 +150,15 @@ def placeholder(program: ExportedProgram, node: Node, inputs: Mapping[str, Any])
         f"the captured graph takes '{node.name}' ({spec.kind.name.lower()}), which no lowering can supply",
         hint="Make it a parameter, a registered buffer, or an input of the model.",
     )
+
+
+def _integers(weight: Weight, node: Node, context: Any) -> Weight | Constant:
+    """A table of integers in the checkpoint (a saved buffer) as a constant; other weights as they are."""
+    kind = node.meta["val"].dtype
+    if kind.is_floating_point or not node.users:
+        return weight
+    numbers = context.store.dense(weight.name).reshape(weight.shape)
+    return Constant(weight.name, torch.from_numpy(numbers).to(kind).numpy())
 
 
 def operator_name(node: Node) -> str:

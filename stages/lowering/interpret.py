@@ -36,7 +36,9 @@ def run_graph(
     with torch.inference_mode():
         for node in program.graph.nodes:
             if node.op == "placeholder":
-                values[node] = placeholder(program, node, inputs)
+                given = placeholder(program, node, inputs)
+                whole = isinstance(given, Weight) and node.users and not node.meta["val"].is_floating_point()
+                values[node] = _tensor(given, fetch).to(node.meta["val"].dtype) if whole else given
             elif node.op == "output":
                 return list(resolve(node.args[0]))
             elif node.target is operator.getitem:

@@ -116,7 +116,11 @@ def _add(writer: StoreWriter, name: str, layer: Layer, choice: Choice, result: A
 
 def _add_float(writer: StoreWriter, name: str, tensor: torch.Tensor, reason: str) -> None:
     array = tensor.float().numpy()
-    if float(np.abs(array).max(initial=0)) > _FLOAT16_LIMIT:
+    if not tensor.is_floating_point():
+        if not torch.equal(tensor.float().to(tensor.dtype), tensor):
+            raise StageError(f"'{name}' holds integers beyond 16,777,216", hint="Make it a buffer that is not saved.")
+        writer.add_float(name, array, "integers")
+    elif float(np.abs(array).max(initial=0)) > _FLOAT16_LIMIT:
         writer.add_float(name, array, f"values above float16's {_FLOAT16_LIMIT:,.0f}")
     else:
         writer.add_float(name, array.astype(np.float16), reason)

@@ -17,6 +17,7 @@ from stages.load import load
 from stages.lowering.graph import TABLES
 from stages.probe import probe
 from stages.quantize import quantize
+from stages.runtimes.opening import open_graph
 from stages.schema import SCHEMAS, ModelConfig, ProbeConfig
 
 PROJECT = Path(__file__).parents[2]
@@ -79,6 +80,53 @@ def test_an_operator_without_a_lowering_is_named(target, model, tmp_path, monkey
     assert "cliplike.quick_gelu.default" in error.value.message
     assert "cliplike/encoder.py" in error.value.message and "quick_gelu(self.expand" in error.value.message
     assert f'register("{target}", "cliplike.quick_gelu.default")' in error.value.hint
+
+
+class Masked(torch.nn.Module):
+    """What modules do that were not made to be exported: inputs in no alphabetical order, a saved table of integers,
+    an activation that overwrites, a mask of -inf."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.mix = torch.nn.Embedding(8, 16), torch.nn.Linear(16, 16)
+        self.norm, self.relu = torch.nn.BatchNorm1d(16), torch.nn.ReLU(inplace=True)
+        self.register_buffer("order", torch.arange(6).flip(0))
+
+    def forward(self, tokens: torch.Tensor, mask: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        x = self.relu(self.norm(self.mix(self.embed(tokens)).mT).mT)[:, self.order] + bias
+        scores = (x @ x.mT).masked_fill(mask[:, None] == 0, float("-inf"))
+        return scores.softmax(-1) @ x
+
+
+MASKED_INPUTS = {
+    "tokens": {"shape": [1, 6], "dtype": "int32"},
+    "mask": {"shape": [1, 6], "dtype": "int32"},
+    "bias": {"shape": [1, 6, 16], "dtype": "float32"},
+}
+
+
+@pytest.mark.parametrize("target", DEVICES)
+def test_a_module_that_was_not_made_for_export(target: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = Masked()
+    (tmp_path / "model").mkdir()
+    save_file(module.state_dict(), tmp_path / "model" / "model.safetensors")
+    settings = ModelConfig(
+        str(tmp_path / "model"), None, None, {"_target_": f"{__name__}.Masked"}, MASKED_INPUTS, ["mixed"]
+    )
+    model = quantize(
+        load(settings, workspace(tmp_path / "load")), group("quantize", "none"), workspace(tmp_path / "quantize")
+    )
+    found = probe(model, ProbeConfig(images=1, tokens=1, threads=1, folder=None, seed=0), workspace(tmp_path / "probe"))
+    device = group("device", DEVICES[target])
+    device_model = convert(model, group("convert", "default"), device, workspace(tmp_path / "convert"), found)
+    tokens, mask = torch.tensor([[5, 2, 7, 1, 0, 3]]), torch.tensor([[1, 1, 0, 1, 0, 1]])
+    bias = torch.randn(1, 6, 16)
+    with torch.no_grad():
+        expected = module.eval()(tokens, mask, bias).numpy()
+    given = {"tokens": tokens.int().numpy(), "mask": mask.int().numpy(), "bias": bias.numpy()}
+    result = open_graph(device_model).run(given)["mixed"]
+    assert abs(result - expected).max() < 1e-2 * abs(expected).max()
 
 
 MISTAKES = [

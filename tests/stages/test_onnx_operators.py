@@ -102,6 +102,7 @@ FUNCTIONS: dict[str, Callable[[torch.Tensor], Any]] = {
     "index": lambda x: x[:, torch.tensor([0, 2])] + x[:, [1, 1]],
     "index of two axes": lambda x: x[torch.arange(2), x[:, :, 0].argmax(-1)],
     "gather": lambda x: x.gather(2, x.argmax(-1, keepdim=True)),
+    "roll, flip": lambda x: x.roll((-2, 3), (1, 2)) + x.flip(1, -1),
     "pad": lambda x: F.pad(x, (1, 2, 0, 1), value=0.5),
     "pad, reflected": lambda x: F.pad(x, (2, 1), mode="reflect"),
     "arange, full, triu": lambda x: (

@@ -73,7 +73,7 @@ class FunctionBuilder:
 
     def __init__(self, spec: FunctionSpec, bank: WeightBank, *, context: int = 0, head_width: int = 0):
         mb.name_count.clear()  # names, and so bytes, must not depend on what this process built before
-        self.spec, self.context, self.head_width, self.bank = spec, context, head_width, bank
+        self.spec, self.context, self.head_width, self.bank, self.store = spec, context, head_width, bank, bank.store
         placeholders = {
             name: mb.TensorSpec(shape, dtype=_DTYPES[dtype]) for name, (shape, dtype, _) in spec.inputs.items()
         } | {name: mb.StateTensorSpec(shape, dtype=types.fp16) for name, (shape, _, _) in spec.states.items()}

@@ -201,6 +201,23 @@ def triangle(graph: GraphBuilder, node: Node, x: Any, diagonal: int = 0) -> ir.V
     return graph.op("Trilu", x, graph.constant(diagonal, np.int64), upper=upper)
 
 
+@lowers("aten.flip.default")
+def flip(graph: GraphBuilder, node: Node, x: Any, dims: Sequence[int]) -> Any:
+    return roll(graph, node, x, (None,) * len(dims), dims)
+
+
+@lowers("aten.roll.default")
+def roll(graph: GraphBuilder, node: Node, x: Any, shifts: Sequence[int | None], dims: Sequence[int] = ()) -> Any:
+    """Rows in another order, one axis after the other; a shift of None turns the axis round."""
+    if not dims:
+        raise unsupported(node, "no dims", "the axes to roll along")
+    for shift, dim in zip(shifts, dims, strict=True):
+        rows = np.arange(int(node.meta["val"].shape[dim]))
+        order = rows[::-1] if shift is None else np.roll(rows, shift)
+        x = graph.op("Gather", x, graph.constant(order, np.int64), axis=dim)
+    return x
+
+
 @lowers("aten.arange.default", "aten.arange.start", "aten.arange.start_step")
 def arange(graph: GraphBuilder, node: Node, *bounds: Any, **keywords: Any) -> ir.Value:
     if any(not isinstance(bound, int | float) for bound in bounds):
