@@ -15,7 +15,7 @@ from pipelines.digests import Digests, hash_json
 from pipelines.errors import ConfigError, PlanError, TapeoutError, nearest, suggestion
 from pipelines.libraries import version
 from pipelines.patterns import matches
-from pipelines.plan import Node, is_remote, source_path
+from pipelines.plan import Node, is_elsewhere, source_path
 from pipelines.project import Project
 from pipelines.sources import Sources
 
@@ -111,8 +111,8 @@ class Keys:
 
     def source(self, node: Node, key: str) -> dict[str, str]:
         """Return what an external input is known by: the contents of its files, or its URI."""
-        value = str((node.config or {})[key])
-        return {"uri": value} if is_remote(value) else self.source_files(node, key, names_in_project=False)
+        value = (node.config or {})[key]
+        return {"uri": str(value)} if is_elsewhere(value) else self.source_files(node, key, names_in_project=False)
 
     def source_files(self, node: Node, key: str, names_in_project: bool = True) -> dict[str, str]:
         """Return {path: sha256} of an external input's files; paths are the project's, or relative to the input."""
@@ -128,10 +128,10 @@ class Keys:
     def source_paths(self, node: Node, key: str) -> list[Path]:
         """Return the files of an external input, or the .dvc file of one that DVC tracks and that is not here.
 
-        A URI has none. Raises ConfigError where the input is not there.
+        A URI has none, and nor has null. Raises ConfigError where the input is not there.
         """
         path, kind = source_path(self.project, node, key), node.stage.sources[key]
-        if is_remote((node.config or {})[key]):
+        if is_elsewhere((node.config or {})[key]):
             return []
         if not path.exists() and (tracked := path.with_name(path.name + ".dvc")).is_file():
             return [tracked]  # the stage has DVC fetch it

@@ -234,6 +234,7 @@ def source_path(project: Project, node: Node, key: str) -> Path:
     return project.root / str((node.config or {})[key])
 
 
-def is_remote(value: Any) -> bool:
-    """Say whether an external input is a URI, which the stage fetches: it is known by its name, not by its contents."""
-    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", str(value)) is not None
+def is_elsewhere(value: Any) -> bool:
+    """Say whether an external input has no files here: it is null, or a URI, which the stage fetches. Such a one is
+    known by its name, not by its contents."""
+    return value is None or re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", str(value)) is not None

@@ -55,7 +55,7 @@ class StageSpec:
     device         whether it is given the device's profile as `device`
     device_fields  the fields of the profile that it may read; None: all. Devices equal in these share a node
     sources        {config key: "file" | "folder" | [patterns in a folder]}: inputs from outside. What lies behind a
-                   URI, or is tracked by DVC and not here, the stage itself fetches
+                   URI, or is tracked by DVC and not here, the stage itself fetches; null is none
     reads          patterns of project files, beside modules, that the stage's code reads
     libraries      distributions whose versions can change the result ("python" is the interpreter)
     check          a light function(config, device), called at plan time, that raises ConfigError

@@ -12,7 +12,7 @@ from pipelines.checkout import Checkout
 from pipelines.config import Config
 from pipelines.execute import Needs, Task
 from pipelines.files import storing
-from pipelines.plan import Node, Plan, is_remote
+from pipelines.plan import Node, Plan, is_elsewhere
 
 SCRATCHES = 3  # unfinished states kept of a node, this one's included; each may be as large as a checkpoint
 
@@ -25,7 +25,7 @@ def make_task(
     key = checkout.key_of(ingredients)
     settings = dict(node.config) if node.config is not None else None
     for name in node.stage.sources:
-        if settings is not None and not is_remote(settings[name]):
+        if settings is not None and not is_elsewhere(settings[name]):
             settings[name] = str(project.root / str(settings[name]))
     out, scratch = checkout.store.new_folder(), project.state / "scratch" / node.name / key / "state"
     log = project.state / "logs" / f"{node.name}.log"

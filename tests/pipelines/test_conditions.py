@@ -119,3 +119,15 @@ def test_what_dvc_tracks_is_known_by_its_file(toy: Toy) -> None:
     assert set(toy.build("model.path=data/other").nodes.values()) == {"cached"}
     toy.write("data/other.dvc", "outs:\n- md5: 4567.dir\n  path: other\n")
     assert toy.build("model.path=data/other").nodes["load"] == "built"
+
+
+def test_an_external_input_may_be_none(toy: Toy) -> None:
+    toy.write(
+        "toystages/load.py", "def load(config, work):\n    (work.out / 'weights.txt').write_text(str(config.path))\n"
+    )
+    toy.edit("toystages/schema.py", "    path: str\n", "    path: str | None\n")
+    first = toy.build("model.path=null")
+    assert first.status == 0, first.err
+    assert (toy.root / "artifacts/build/load/weights.txt").read_text() == "None"
+    assert set(toy.build("model.path=null").nodes.values()) == {"cached"}
+    assert toy.build("model.path=data/model").nodes["load"] == "built"

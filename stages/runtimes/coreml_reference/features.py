@@ -52,7 +52,11 @@ class Feature:
         if self.colour:
             value = _pixels(self, value)
         try:
-            tensor = value if isinstance(value, torch.Tensor) else torch.from_numpy(np.require(np.asarray(value), requirements="W"))
+            tensor = (
+                value
+                if isinstance(value, torch.Tensor)
+                else torch.from_numpy(np.require(np.asarray(value), requirements="W"))
+            )
         except (TypeError, ValueError) as cause:
             raise ProgramError(f"input '{self.name}' cannot be made an array: {cause}") from cause
         shape = tuple(tensor.shape)
