@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines.errors import StageError
+from pipelines.errors import ConfigError, StageError
 from stages.artifacts import Probe, QuantizedModel
 from stages.data.image import preprocess
 from stages.lowering.capture import capture_decoder, capture_encoder
@@ -97,6 +97,13 @@ def test_it_draws_images_and_text_by_the_seed(model, tmp_path):
         assert (first.path / file).read_bytes() == (again.path / file).read_bytes()
     assert first.ranges() != other.ranges()
     assert not np.array_equal(TensorReader(first.values).array("ids"), TensorReader(other.values).array("ids"))
+
+
+def test_a_folder_that_is_not_there_is_refused(model, tmp_path):
+    with pytest.raises(ConfigError, match=r"probe\.folder: .*nowhere is not there"):
+        probed(model, tmp_path, folder=str(tmp_path / "nowhere"))
+    with pytest.raises(ConfigError, match=r"probe\.folder: Makefile is not a folder"):
+        probed(model, tmp_path, folder="Makefile")
 
 
 def test_a_folder_without_images_is_refused(model, tmp_path):
