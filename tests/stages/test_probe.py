@@ -99,11 +99,10 @@ def test_it_draws_images_and_text_by_the_seed(model, tmp_path):
     assert not np.array_equal(TensorReader(first.values).array("ids"), TensorReader(other.values).array("ids"))
 
 
-def test_a_folder_that_is_not_there_is_refused(model, tmp_path):
-    with pytest.raises(ConfigError, match=r"probe\.folder: .*nowhere is not there"):
-        probed(model, tmp_path, folder=str(tmp_path / "nowhere"))
-    with pytest.raises(ConfigError, match=r"probe\.folder: Makefile is not a folder"):
-        probed(model, tmp_path, folder="Makefile")
+@pytest.mark.parametrize(("folder", "found"), [("nowhere", "is not there"), ("Makefile", "is not a folder")])
+def test_what_is_no_folder_of_images_is_refused(model, tmp_path, folder, found):
+    with pytest.raises(ConfigError, match=rf"probe\.folder: {folder} {found}"):
+        probed(model, tmp_path, folder=folder)
 
 
 def test_a_folder_without_images_is_refused(model, tmp_path):
