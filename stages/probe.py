@@ -1,10 +1,7 @@
 """probe: the weights as they will be shipped, run in torch on a few inputs, as a Probe."""
 
-from pathlib import Path
-
 import torch
 
-from pipelines.errors import ConfigError
 from pipelines.workspace import Workspace
 from stages.artifacts import Probe, QuantizedModel
 from stages.evaluation.probing import probe_language, probe_module
@@ -14,13 +11,9 @@ from stages.schema import ProbeConfig
 def probe(model: QuantizedModel, config: ProbeConfig, work: Workspace) -> Probe:
     """The range of each operator's values, and what the runtimes are held against.
 
-    Weights are read one at a time, so that a model of any size needs little memory. Raises ConfigError where
-    config.folder is no folder, StageError for an image that cannot be read, and for values that are not finite, naming
-    the line of the model.
+    Weights are read one at a time, so that a model of any size needs little memory. Raises StageError for an image that
+    cannot be read, and for values that are not finite, naming the line of the model.
     """
-    if config.folder is not None and not Path(config.folder).is_dir():
-        found = "is not a folder" if Path(config.folder).exists() else "is not there"
-        raise ConfigError(f"probe.folder: {config.folder} {found}", hint="Name a folder of images.")
     torch.set_num_threads(config.threads)
     result = Probe(work.out)
     run = probe_module if model.config().module else probe_language

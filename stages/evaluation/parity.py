@@ -16,7 +16,7 @@ from stages.tensorfile import TensorReader
 
 Report = Callable[[float, float, str], None]
 _CHUNK = 128  # tokens compared at a time: a row of logits has as many numbers as the vocabulary has words
-_STEPS = 8  # of the last tokens, one at a time: the decode function
+_STEPS = 6  # of the last tokens, one at a time: the decode function
 
 
 def measure_parity(
@@ -45,6 +45,7 @@ def measure_parity(
     if "features" in values.entries:
         expected = values.array("features")
         features = session.encode(values.array("pixels"))
+        session.release_encoder()
         found["features_error"] = _Difference().add(expected, features).relative()
         rows = image_rows(session, ids[: probe.prompt()].tolist(), features)
     difference, same, total = _Difference(), 0, 0

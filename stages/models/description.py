@@ -17,6 +17,7 @@ from stages.models.vlm import ModelConfig, ModuleConfig
 
 ARCHITECTURES = ("fastvlm", "qwen2", "module")
 ASPECTS = ("pad", "crop", "stretch")
+_LAYERS = 1000  # at most: each has tensors that are looked for
 RESAMPLING = ("bilinear", "bicubic")
 MIXERS = ("repmixer", "attention")
 _CONFIG_KEYS = {
@@ -192,6 +193,8 @@ def _contradictions(config: dict[str, Any]) -> list[tuple[str, str]]:
             numbers = [value] if type(value) in (int, float) else value if key in ("depths", "widths") else []
             if any(number <= 0 for number in numbers):
                 problems.append((f"{section}.{key}", f"is {value}; expected numbers above 0"))
+            if key in ("depths", "num_hidden_layers") and sum(numbers) > _LAYERS:
+                problems.append((f"{section}.{key}", f"is {value}; expected at most {_LAYERS:,} layers"))
     if problems:
         return problems
     problems = _tower_problems(vision) if vision else []

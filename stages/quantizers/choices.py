@@ -121,10 +121,14 @@ def _checked(choice: Choice, where: str) -> Choice:
         )
     wrong = {(Method.kmeans, Format.affine), (Method.rtn, Format.palette)}
     if (choice.method, choice.format) in wrong:
-        fitting = "kmeans or gptq" if choice.format is Format.palette else "rtn or gptq"
+        fitting = (
+            "kmeans, or gptq (with a calibration)"
+            if choice.format is Format.palette
+            else "rtn, or gptq (with a calibration)"
+        )
         raise ConfigError(
             f"quantize ({where}): method {choice.method.value} does not make format {choice.format.value}",
-            hint=f"For {choice.format.value} choose method {fitting}.",
+            hint=f"For {choice.format.value} set quantize.method={fitting}.",
         )
     if choice.group_size < 0:
         raise ConfigError(f"quantize ({where}): group_size is {choice.group_size}", hint="Expected 0 or more.")

@@ -1,6 +1,6 @@
 """ONNX Runtime behind the session protocol, on the CPU, the same numbers every time."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,13 +26,20 @@ class OnnxSession:
 
     def __init__(self, model: DeviceModel, threads: int = 1):
         self.description = model.description()
-        self._sessions = {part: _load(model, part, threads) for part in self.description["files"]}
+        self._load: Callable[[str], onnxruntime.InferenceSession] = lambda part: _load(model, part, threads)
+        self._sessions = {part: self._load(part) for part in self.description["files"]}
         self._optional = {value.name for value in self._sessions["decoder"].get_overridable_initializers()}
 
     def encode(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """pixels (1, 3, S, S) float32 -> visual tokens (T, D) float32."""
         image = np.ascontiguousarray(pixels, np.float32)
+        if "encoder" not in self._sessions:
+            self._sessions["encoder"] = self._load("encoder")
         return np.asarray(self._sessions["encoder"].run(["features"], {"image": image})[0])[0]
+
+    def release_encoder(self) -> None:
+        """Give back the memory that encoding took; the next image loads the encoder again."""
+        self._sessions.pop("encoder", None)
 
     def start(self) -> Any:
         """The cache: buffers of the whole context, each bound as past and as present: a step writes its rows only."""

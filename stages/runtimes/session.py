@@ -26,6 +26,10 @@ class LanguageSession(Protocol):
         """pixels (1, 3, S, S), normalised as preprocessing.json says -> visual tokens (T, D), if there is a tower."""
         ...
 
+    def release_encoder(self) -> None:
+        """Give back the memory that encoding took, where no other image is near; `encode` works as before."""
+        ...
+
     def start(self) -> Any:
         """An empty cache. Rows at and behind a step's position are never read, so that one may step back and go on."""
         ...

@@ -123,6 +123,7 @@ def test_names_are_of_what_is_measured():
         ("convert.context=0", "context is 0"),
         ("questions.per_task=0", "questions.per_task is 0"),
         ("quantize.group_size=24", "cannot hold groups of 24"),
+        ("probe.folder=nowhere", "probe.folder: the folder"),
     ],
 )
 def test_the_plan_asks_before_anything_runs(override, part):

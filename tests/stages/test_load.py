@@ -198,6 +198,7 @@ BAD = {
         tensors(lambda state: state.update({"text.norm.weight": torch.ones(64, dtype=torch.float64)})),
         ["1 neither float16, bfloat16 nor float32: text.norm.weight (found F64)", "tensor.to(torch.float16)"],
     ),
+    "more layers than any": (values(CONFIG, text__num_hidden_layers=10**9), ["expected at most 1,000 layers"]),
     "layers": (values(CONFIG, text__num_hidden_layers=3), ["12 missing: text.layers.2", "and 7 more"]),
     "not finite": (
         tensors(poison),

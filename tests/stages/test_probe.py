@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines.errors import ConfigError, StageError
+from pipelines.errors import StageError
 from stages.artifacts import Probe, QuantizedModel
 from stages.data.image import preprocess
 from stages.lowering.capture import capture_decoder, capture_encoder
@@ -97,12 +97,6 @@ def test_it_draws_images_and_text_by_the_seed(model, tmp_path):
         assert (first.path / file).read_bytes() == (again.path / file).read_bytes()
     assert first.ranges() != other.ranges()
     assert not np.array_equal(TensorReader(first.values).array("ids"), TensorReader(other.values).array("ids"))
-
-
-@pytest.mark.parametrize(("folder", "found"), [("nowhere", "is not there"), ("Makefile", "is not a folder")])
-def test_what_is_no_folder_of_images_is_refused(model, tmp_path, folder, found):
-    with pytest.raises(ConfigError, match=rf"probe\.folder: {folder} {found}"):
-        probed(model, tmp_path, folder=folder)
 
 
 def test_a_folder_without_images_is_refused(model, tmp_path):

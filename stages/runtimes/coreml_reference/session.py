@@ -1,6 +1,6 @@
 """A vision-language model in Core ML packages, behind the interface that validation uses for every runtime."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,32 +25,37 @@ class CoreMLGraph:
 
 
 class CoreMLSession:
-    """encoder.mlpackage and decoder.mlpackage of a DeviceModel; a VisionLanguageSession (stages/runtimes/session.py).
+    """encoder.mlpackage and decoder.mlpackage of a DeviceModel; a LanguageSession (stages/runtimes/session.py).
 
-    precision, memory_mib (of each package): as MLProgram's. Raises ProgramError for a package that cannot be read.
+    A function is compiled when it is first called. precision, memory_mib (of each package): as MLProgram's. Raises
+    ProgramError for a package that cannot be read.
     """
 
-    def __init__(self, model: "DeviceModel", *, precision: str = "float16", memory_mib: int = 1000):
+    def __init__(self, model: "DeviceModel", *, precision: str = "float16", memory_mib: int = 1600):
         self.description = model.description()
-        parts = {
-            part: MLProgram(model.path / name, precision=precision, memory_mib=memory_mib)
-            for part, name in self.description["files"].items()
-        }
-        self._encoder = parts["encoder"].function() if "encoder" in parts else None
-        self._prefill, self._decode = parts["decoder"].function("prefill"), parts["decoder"].function("decode")
+        self._open: Callable[[str], MLProgram] = lambda part: MLProgram(
+            model.path / self.description["files"][part], precision=precision, memory_mib=memory_mib
+        )
+        self._programs = {part: self._open(part) for part in self.description["files"]}
         self._context = int(self.description["context"])
         self.chunk: int | None = int(self.description["prefill_chunk"])
 
     def encode(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """pixels (1, 3, S, S), normalised -> visual tokens (T, D). Raises StageError where the model has no tower."""
-        if self._encoder is None:
+        if "encoder" not in self._programs:
             raise StageError("the model takes no image", hint="It is a language model without a tower.")
-        features: NDArray[np.float32] = self._encoder.predict({"image": pixels})["features"][0].astype(np.float32)
+        found = self._programs["encoder"].function().predict({"image": pixels})["features"][0]
+        features: NDArray[np.float32] = found.astype(np.float32)
         return features
+
+    def release_encoder(self) -> None:
+        """Give back the memory that encoding took, where no other image is near."""
+        if "encoder" in self._programs:
+            self._programs["encoder"] = self._open("encoder")
 
     def start(self) -> State:
         """An empty cache."""
-        return self._decode.new_state()
+        return self._decoder("decode").new_state()
 
     def step(
         self, ids: Sequence[int], features: NDArray[np.float32], position: int, cache: State
@@ -68,12 +73,15 @@ class CoreMLSession:
                 hint="Give a prompt in chunks; convert with a larger context, or ask for fewer new tokens.",
             )
         if count > 1 and position + chunk <= self._context:
-            return self._call(self._prefill, chunk, ids, features, position, cache)
+            return self._call(self._decoder("prefill"), chunk, ids, features, position, cache)
         rows = [
-            self._call(self._decode, 1, ids[row : row + 1], features[row : row + 1], position + row, cache)
+            self._call(self._decoder("decode"), 1, ids[row : row + 1], features[row : row + 1], position + row, cache)
             for row in range(count)
         ]
         return np.concatenate(rows)
+
+    def _decoder(self, function: str) -> Function:
+        return self._programs["decoder"].function(function)
 
     @staticmethod
     def _call(
