@@ -129,16 +129,19 @@ def hash_file(path: Path) -> list[Any]:
 
 
 def hash_large(file: BinaryIO) -> list[Any]:
-    """Return the same of an open file, each digest in a thread of its own."""
-    from concurrent.futures import ThreadPoolExecutor  # which a start-up without large files does without
+    """Return the same of an open file, each digest in a thread of its own, while this one reads on."""
+    from concurrent.futures import Future, ThreadPoolExecutor  # which a start-up without large files does without
 
     sha256, md5, size = hashlib.sha256(), hashlib.md5(usedforsecurity=False), 0
-    with ThreadPoolExecutor(1) as other:
+    running: list[Future[None]] = []
+    with ThreadPoolExecutor(2) as others:
         while chunk := file.read(LARGE):
-            beside = other.submit(sha256.update, chunk)
-            md5.update(chunk)
-            beside.result()
+            for each in running:
+                each.result()
+            running = [others.submit(digest.update, chunk) for digest in (sha256, md5)]
             size += len(chunk)
+        for each in running:
+            each.result()
     return [sha256.hexdigest(), md5.hexdigest(), size]
 
 

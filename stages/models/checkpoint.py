@@ -35,6 +35,11 @@ def read_checkpoint(path: Path) -> Contents:
     config = path / CONFIG
     values = read_object(config)
     kind = values.get("model_type")
+    if kind is None and "architectures" in values:
+        raise CheckpointError(
+            f"{config}: model_type is missing; expected one of {', '.join(LAYOUTS)}",
+            hint="Copy config.json from the model's own source, or name its layout there.",
+        )
     if "architecture" in values or kind is None:
         return native.read(config, values)
     if kind not in LAYOUTS:

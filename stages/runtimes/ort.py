@@ -64,7 +64,13 @@ class OnnxSession:
 
         Returns logits (N, V) float32; of the last `keep` tokens alone, where that is not 0: the product with the
         vocabulary is a quarter of a small model's work, and a long prompt's logits are the largest array of all.
+        Raises StageError where the tokens do not fit the context.
         """
+        if position + len(ids) > int(self.description["context"]):
+            raise StageError(
+                f"{len(ids)} tokens at {position} do not fit the context of {self.description['context']}",
+                hint="Convert with a larger context (convert.context), or ask for fewer new tokens.",
+            )
         inputs: dict[str, NDArray[Any]] = {
             "input_ids": np.asarray(ids, np.int64)[None],
             "attention_mask": np.ones((1, position + len(ids)), np.int64),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from pipelines.config import load_config
 from pipelines.errors import ConfigError, nearest, suggestion
+from pipelines.files import storing
 from pipelines.project import Project
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ DTYPES = ("bfloat16", "float16", "float32")
 def new_checkpoint(arguments: list[str], project: Project) -> int:
     """write a checkpoint of random weights in a real one's layout
 
-    Returns 0; raises ConfigError, and writes nothing, for arguments that make no checkpoint.
+    Returns 0; raises ConfigError, and writes nothing, for arguments that make no checkpoint, and StoreError where there
+    is no room for it.
     """
     options = _parse(arguments)
     shape = _shape(options.model, project)
@@ -35,15 +37,16 @@ def new_checkpoint(arguments: list[str], project: Project) -> int:
 
     config = _config(options.model, shape, options.layout)
     out = Path(options.out)
-    write_random(
-        out,
-        config,
-        options.layout,
-        seed=options.seed,
-        dtype=options.dtype,
-        shards=options.shards,
-        trained=options.training_form,
-    )
+    with storing(out):
+        write_random(
+            out,
+            config,
+            options.layout,
+            seed=options.seed,
+            dtype=options.dtype,
+            shards=options.shards,
+            trained=options.training_form,
+        )
     print(f"{out}: {options.model} in the layout {options.layout}, random weights of seed {options.seed}")
     return 0
 
