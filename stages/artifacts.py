@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from stages.quantizers.store import QuantizedStore
 
 
+_MAPPED = 1 << 28  # bytes of weights read before their file is mapped anew
+
+
 class Artifact:
     """A folder. Two artifacts of a type are equal when their files are."""
 
@@ -78,10 +81,7 @@ class Checkpoint(Model):
     @contextmanager
     def tensors(self) -> Iterator[Mapping[str, "torch.Tensor"]]:
         """The tensors by name, read from the mapped file one at a time, as they are stored."""
-        from safetensors import safe_open
-
-        with safe_open(self.weights, framework="pt") as file:  # type: ignore[no-untyped-call]
-            yield _LazyTensors(file)
+        yield _LazyTensors(self.weights)
 
     def model(self) -> "VisionLanguageModel":
         """The whole model in float32, in evaluation mode. For models that fit in memory."""
@@ -96,13 +96,26 @@ class Checkpoint(Model):
 
 
 class _LazyTensors(Mapping[str, Any]):
-    def __init__(self, file: Any):
-        self._file, self._names = file, list(file.keys())
+    """Maps the file anew now and then, so that what was read of it does not stay in memory."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._file, self._read = self._open(), 0
+        self._names = list(self._file.keys())
 
     def __getitem__(self, name: str) -> Any:
         if name not in self._names:
             raise KeyError(name)
-        return self._file.get_tensor(name)
+        if self._read > _MAPPED:
+            self._file, self._read = self._open(), 0
+        tensor = self._file.get_tensor(name)
+        self._read += tensor.nbytes
+        return tensor
+
+    def _open(self) -> Any:
+        from safetensors import safe_open
+
+        return safe_open(self._path, framework="pt")  # type: ignore[no-untyped-call]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)

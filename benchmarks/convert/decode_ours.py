@@ -20,8 +20,8 @@ def main(model: DeviceModel, prompt: int, steps: int, threads: int) -> dict[str,
 
     started = time.monotonic()
     session = opened(model, threads)
-    loaded = time.monotonic()
     cache, times = session.start(), []
+    loaded = time.monotonic()
     blank = np.zeros((prompt, int(session.description["hidden"])), np.float32)
     tokens = [int(prefill(session, cache, range(7, 7 + prompt), blank)[-1].argmax())]
     ready = time.monotonic()

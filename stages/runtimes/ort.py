@@ -19,7 +19,7 @@ class OnnxSession:
     """The decoder of a DeviceModel, and its encoder where it has one. One thread unless told: sums are then in one
     order.
 
-    Raises StageError where ONNX Runtime cannot load a file.
+    A file is loaded when it is first needed; raises StageError where ONNX Runtime cannot.
     """
 
     chunk: int | None = None
@@ -27,15 +27,12 @@ class OnnxSession:
     def __init__(self, model: DeviceModel, threads: int = 1):
         self.description = model.description()
         self._load: Callable[[str], onnxruntime.InferenceSession] = lambda part: _load(model, part, threads)
-        self._sessions = {part: self._load(part) for part in self.description["files"]}
-        self._optional = {value.name for value in self._sessions["decoder"].get_overridable_initializers()}
+        self._sessions: dict[str, onnxruntime.InferenceSession] = {}
 
     def encode(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """pixels (1, 3, S, S) float32 -> visual tokens (T, D) float32."""
         image = np.ascontiguousarray(pixels, np.float32)
-        if "encoder" not in self._sessions:
-            self._sessions["encoder"] = self._load("encoder")
-        return np.asarray(self._sessions["encoder"].run(["features"], {"image": image})[0])[0]
+        return np.asarray(self._session("encoder").run(["features"], {"image": image})[0])[0]
 
     def release_encoder(self) -> None:
         """Give back the memory that encoding took; the next image loads the encoder again."""
@@ -43,7 +40,7 @@ class OnnxSession:
 
     def start(self) -> Any:
         """The cache: buffers of the whole context, each bound as past and as present: a step writes its rows only."""
-        binding = self._sessions["decoder"].io_binding()
+        binding = self._session("decoder").io_binding()
         shape = (1, *(int(self.description[key]) for key in ("kv_heads", "context", "head_dim")))
         for layer in range(int(self.description["layers"])):
             for part in ("key", "value"):
@@ -76,15 +73,21 @@ class OnnxSession:
             "attention_mask": np.ones((1, position + len(ids)), np.int64),
             "logits_to_keep": np.asarray([keep], np.int64),
         }
-        if "image_features" in self._optional:
+        decoder = self._session("decoder")
+        if any(value.name == "image_features" for value in decoder.get_overridable_initializers()):
             blank = np.zeros((1, self.description["hidden"]), np.float32)
             rows = blank if features is None else features
             inputs["image_features"] = np.ascontiguousarray(rows, np.float32)[None]
         for name, array in inputs.items():  # bind_cpu_input knows no input that may be left out
             cache.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
         cache.bind_output("logits", "cpu")  # anew: the buffer of the last step has that step's number of rows
-        self._sessions["decoder"].run_with_iobinding(cache)
+        decoder.run_with_iobinding(cache)
         return np.asarray(cache.get_outputs()[-1].numpy())[0]
+
+    def _session(self, part: str) -> onnxruntime.InferenceSession:
+        if part not in self._sessions:
+            self._sessions[part] = self._load(part)
+        return self._sessions[part]
 
 
 class OnnxGraph:

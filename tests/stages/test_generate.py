@@ -76,4 +76,4 @@ def test_a_damaged_file_is_named(tmp_path):
     toy = converted(tmp_path, bits=0)
     (toy.device_model.path / "decoder.onnx").write_bytes(b"no model")
     with pytest.raises(StageError, match=r"decoder\.onnx"):
-        OnnxSession(DeviceModel(toy.device_model.path))
+        OnnxSession(DeviceModel(toy.device_model.path)).start()

@@ -112,7 +112,7 @@ def test_prepacked_weights_are_not_opened_on_another_processor(tmp_path, source)
     model = deployed(source, tmp_path / "device", prepacking="saved")
     model.write_json("model.json", {**model.description(), "prepacked_for": OTHER})
     with pytest.raises(StageError, match="prepacked weights fit one kind of processor"):
-        OnnxSession(model)
+        OnnxSession(model).start()
 
 
 def test_one_processor_may_have_several_names():
