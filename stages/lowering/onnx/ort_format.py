@@ -32,7 +32,7 @@ def sort_head(path: Path) -> None:
         session = InferenceSession.InferenceSession.GetRootAsInferenceSession(content, 0)
         model = session.Model()._tab.Pos
         start = model - struct.unpack_from("<i", content, model)[0]  # the model's vtable, just before it
-        head = _head(session, start, model)
+        head = _head(session, start, model, len(content))
         partial = path.with_name(path.name + ".partial")
         with partial.open("wb") as target:
             target.write(head)
@@ -42,8 +42,12 @@ def sort_head(path: Path) -> None:
     partial.replace(path)
 
 
-def _head(session: Any, start: int, model: int) -> bytes:
-    """Up to the model, whose place in the file it knows."""
+def _head(session: Any, start: int, model: int, size: int) -> bytes:
+    """Up to the model, whose place in the file of `size` bytes it knows.
+
+    A flatbuffer is aligned from its end, which is a multiple of every alignment in it: so is the new one. Where the old
+    model began depends on the order of the old head.
+    """
     builder = flatbuffers.Builder(4096)
     version = builder.CreateString(session.OrtVersion())
     resolver = _resolver(builder, session.KernelTypeStrResolver())
@@ -53,7 +57,7 @@ def _head(session: Any, start: int, model: int) -> bytes:
     InferenceSession.InferenceSessionAddKernelTypeStrResolver(builder, resolver)
     builder.Finish(InferenceSession.InferenceSessionEnd(builder), file_identifier=_IDENTIFIER)
     head = bytearray(builder.Output())
-    head += bytes((start - len(head)) % _ALIGNMENT)
+    head += bytes(-(len(head) + size - start) % _ALIGNMENT)
     root = struct.unpack_from("<I", head, 0)[0]
     vtable = root - struct.unpack_from("<i", head, root)[0]
     field = root + struct.unpack_from("<H", head, vtable + _MODEL_SLOT)[0]
