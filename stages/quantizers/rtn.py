@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from stages.quantizers.store import dequantize_affine
 
 # Shares of the full range that a search tries; below a third a 4-bit grid clips more than it gains.
-_CHUNK = 1 << 22  # weights rounded at a time
+_CHUNK = 1 << 18  # weights rounded at a time: what a processor's cache holds
 _SHARES = [round(0.35 + 0.025 * step, 3) for step in range(27)]
 
 
