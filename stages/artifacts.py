@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from stages.models.vlm import ModelConfig, VisionLanguageModel
+    from stages.quantizers.choices import Choice
     from stages.quantizers.store import QuantizedStore
 
 
@@ -135,6 +136,23 @@ class Calibration(Artifact):
     @property
     def statistics(self) -> Path:
         return self.path / "statistics.safetensors"
+
+
+class Sensitivity(Artifact):
+    """What each format costs each weight: table.json, see quantizers/sensitivity.py."""
+
+    def table(self) -> dict[str, Any]:
+        return dict(self.read_json("table.json"))
+
+
+class Allocation(Artifact):
+    """A format for each weight, under a budget: allocation.json {weight name: fields of its Choice}; what else could
+    have been: frontier.json and frontier.svg; and in words why: allocation.md."""
+
+    def choices(self) -> "dict[str, Choice]":
+        from stages.quantizers.choices import Choice
+
+        return {name: Choice.from_dict(values) for name, values in self.read_json("allocation.json").items()}
 
 
 class QuantizedModel(Model):

@@ -12,13 +12,14 @@ from pipelines.errors import ConfigError, nearest
 from stages.evaluation.names import MODEL_METRICS, PARITY_METRICS, TASK_METRICS, TASKS
 from stages.lowering.limits import HEXAGON, Problem, block_size, chunk_size, coreml_sizes, coreml_system
 from stages.lowering.socs import hexagon_problem
-from stages.quantizers.choices import Choice, check_choices
+from stages.quantizers.choices import Choice, allocates, check_choices
 from stages.quantizers.choices import uses_statistics as choices_use_statistics
 from stages.runtimes.processor import machine
 from stages.schema import (
     CalibrateConfig,
     ConvertConfig,
     DeviceProfile,
+    Format,
     Gate,
     Prepacking,
     ProbeConfig,
@@ -30,20 +31,28 @@ from stages.schema import (
     ValidationKind,
 )
 
-_KEYS = ("bits", "embeddings", "convolutions")  # whose choices check_choices gives first, in this order
+# Where the bits of each role are said; check_choices gives their choices first, in the order of Role.
+_KEYS = ("bits", "head", "embeddings", "convolutions", "spatial")
+# What takes the place of a property that a device cannot hold.
+_WITHOUT = {
+    "palette-vectors": {"vector": "1"},
+    "palette-channel-scales": {"channel_scale": "false"},
+    "sparse": {"sparsity": "0", "sparsity_pattern": "null"},
+}
 
 
 def weight_formats(config: QuantizeConfig, device: DeviceProfile) -> None:
     """Raise ConfigError where `device`'s runtime cannot hold the weights that `config` asks for, or nobody can."""
     runtime = f"{device.name} ({device.runtime.value})"
+    keys = () if allocates(config) else _KEYS
     for index, choice in enumerate(check_choices(config)):
-        name = weight_format(choice.format.value, choice.bits)
-        if name not in device.weight_formats:
+        missing = [name for name in choice.needs() if name not in device.weight_formats]
+        if missing:
             raise ConfigError(
-                f"quantize: {runtime} cannot hold {name} weights; it can hold {', '.join(device.weight_formats)}",
-                hint=_instead(choice, _KEYS[index] if index < len(_KEYS) else "", device),
+                f"quantize: {runtime} cannot hold {missing[0]} weights; it can hold {', '.join(device.weight_formats)}",
+                hint=_instead(choice, missing[0], keys[index] if index < len(keys) else "", device),
             )
-        grouped = name.startswith("affine") and choice.group_size
+        grouped = choice.bits and choice.format is Format.affine and choice.group_size
         if device.runtime is Runtime.onnxruntime and grouped and block_size(0, choice.group_size) is None:
             raise ConfigError(
                 f"quantize: {runtime} cannot hold groups of {choice.group_size} weights; expected a multiple of 16",
@@ -156,15 +165,11 @@ def training(config: TrainConfig, device: DeviceProfile | None = None) -> None:
         raise ConfigError(f"train.learning_rate is {config.learning_rate}", hint="expected a number above 0")
 
 
-def weight_format(kind: str, bits: int) -> str:
-    """Return the name that profiles use: float16, affine-int4, palette-4."""
-    if bits == 0:
-        return "float16"
-    return f"palette-{bits}" if kind == "palette" else f"affine-int{bits}"
-
-
-def _instead(choice: Choice, key: str, device: DeviceProfile) -> str:
+def _instead(choice: Choice, missing: str, key: str, device: DeviceProfile) -> str:
     """The nearest that the device holds: first of the same kind, then of as many bits; then how to ask for it."""
+    prefix = f"+device.{device.name}.overrides.quantize"
+    if missing in _WITHOUT:
+        return "for this device, " + " ".join(f"'{prefix}.{k}={v}'" for k, v in _WITHOUT[missing].items())
 
     def distance(name: str) -> tuple[bool, int, int]:
         bits = _bits(name)
@@ -183,7 +188,6 @@ def _instead(choice: Choice, key: str, device: DeviceProfile) -> str:
         changes[key] = str(_bits(best))
     if not key:
         return f"the nearest is {best}; say so in that entry of quantize.overrides"
-    prefix = f"+device.{device.name}.overrides.quantize"
     return f"the nearest is {best}; for this device, " + " ".join(f"'{prefix}.{k}={v}'" for k, v in changes.items())
 
 

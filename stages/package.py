@@ -8,7 +8,7 @@ from typing import Any
 
 from pipelines.workspace import Workspace
 from stages.artifacts import Bundle, DeviceModel, QuantizedModel, Validation
-from stages.checks import weight_format
+from stages.quantizers.choices import weight_format
 from stages.schema import DeviceProfile, PackageConfig
 
 MANIFEST_VERSION = 1

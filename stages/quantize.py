@@ -1,22 +1,26 @@
 """quantize: a checkpoint's weights as codes, as a QuantizedModel in the neutral store."""
 
 from pipelines.workspace import Workspace
-from stages.artifacts import Calibration, Checkpoint, QuantizedModel
+from stages.artifacts import Allocation, Calibration, Checkpoint, QuantizedModel
 from stages.quantizers.model import quantize_weights
 from stages.quantizers.statistics import one_thread
 from stages.schema import QuantizeConfig
 
 
 def quantize(
-    checkpoint: Checkpoint, config: QuantizeConfig, work: Workspace, calibration: Calibration | None = None
+    checkpoint: Checkpoint,
+    config: QuantizeConfig,
+    work: Workspace,
+    calibration: Calibration | None = None,
+    allocation: Allocation | None = None,
 ) -> QuantizedModel:
     """Every weight as config says, or with the reason why not in formats.json; the rest as float16.
 
-    calibration: needed by the methods that uses_statistics names.
+    calibration: needed by the methods that uses_statistics names; allocation: by those that choose formats themselves.
 
     Raises ConfigError for a combination that no weight can have, StageError for an override that fits no weight.
     """
     with one_thread():
-        quantize_weights(checkpoint, calibration, config, work.out, work.progress)
+        quantize_weights(checkpoint, calibration, allocation, config, work)
     checkpoint.copy_description(work.out)
     return QuantizedModel(work.out)

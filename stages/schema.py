@@ -11,11 +11,18 @@ from typing import Any
 
 
 class Method(Enum):
-    """How codes are chosen: round to nearest, GPTQ (arXiv:2210.17323), or a palette by weighted k-means."""
+    """How codes are chosen: round to nearest; GPTQ (arXiv:2210.17323); a palette by weighted k-means (SqueezeLLM,
+    arXiv:2306.07629); HQQ (mobiusml.github.io/hqq_blog); AWQ (arXiv:2306.00978); NNCF's compress_weights; training with
+    quantized weights (LSQ, arXiv:1902.08153) after GPTQ; and auto, per weight by measured divergence."""
 
     rtn = "rtn"
     gptq = "gptq"
     kmeans = "kmeans"
+    hqq = "hqq"
+    awq = "awq"
+    nncf = "nncf"
+    qat = "qat"
+    auto = "auto"
 
 
 class Format(Enum):
@@ -112,6 +119,20 @@ class LayerOverride:
     bits: int | None = None
     group_size: int | None = None
     symmetric: bool | None = None
+    channel_scale: bool | None = None
+    vector: int | None = None
+    sparsity: float | None = None
+    sparsity_pattern: str | None = None
+
+
+@dataclass
+class Budget:
+    """What an automatic choice must keep, each null where it does not bind: bits, the average over all parameters of
+    the model; bytes of all its weights; kl, the greatest divergence from the float model, in nats an answer token."""
+
+    bits: float | None
+    bytes: int | None
+    kl: float | None
 
 
 @dataclass
@@ -119,11 +140,16 @@ class QuantizeConfig:
     """bits, format and group size of the language model's and the projector's weights, and what departs from them.
 
     bits: 0 keeps float16. group_size: affine: weights along the input axis that share a scale (0: one scale a row);
-    palette: rows that share a palette (0: one palette a tensor).
-    embeddings: bits of the token embedding; convolutions: bits of the tower's 1x1 convolutions and linears. For both,
-    0 keeps float16, 8 is one scale a row, and fewer bits follow method, format and group_size.
+    palette: rows that share a palette (0: one palette a tensor). channel_scale: a palette's rows have scales of their
+    own. vector: rows that one entry of a palette stands for.
+    embeddings, head: bits of the token embedding and of the output head (null: as `bits`); convolutions: of the tower's
+    1x1 convolutions and linears; spatial: of its other convolutions, 0 or 8. For embeddings and convolutions 0 keeps
+    float16, 8 is one scale a row, and fewer bits follow method, format and group_size.
+    sparsity: share of each matrix's weights that become zero, the least important first; sparsity_pattern: "2:4" keeps
+    2 of 4 along the input axis, null is unstructured.
     overrides: in order; a later one wins. damping, activation_order, scale_search: of gptq; scale_search of rtn too.
-    importance: what weighs the errors of palettes.
+    importance: what weighs the errors of palettes. activations: bits of the inputs of the tower's products, with static
+    ranges from the calibration; 0 or 8 (nncf). budget: of the methods auto and qat. training: of qat.
     """
 
     method: Method
@@ -131,13 +157,22 @@ class QuantizeConfig:
     bits: int
     group_size: int
     symmetric: bool
+    channel_scale: bool
+    vector: int
     embeddings: int
+    head: int | None
     convolutions: int
+    spatial: int
+    sparsity: float
+    sparsity_pattern: str | None
     overrides: list[LayerOverride]
     damping: float
     activation_order: bool
     scale_search: bool
     importance: Importance
+    activations: int
+    budget: Budget
+    training: DistillConfig | None
 
 
 @dataclass
@@ -256,6 +291,52 @@ class TrainConfig:
     checkpoint_every: int
 
 
+@dataclass
+class DistillConfig:
+    """How a student is trained to answer as its teacher. learning_rate is the peak; warmup and save_every are in steps;
+    temperature softens both predictions; hard: the share of the true answers in the loss; features: the weight of the
+    visual tokens' squared error; threads: of torch, where there is no CUDA device."""
+
+    steps: int
+    batch: int
+    learning_rate: float
+    warmup: int
+    temperature: float
+    hard: float
+    features: float
+    seed: int
+    threads: int
+    save_every: int
+
+
+@dataclass
+class DistillConfig:
+    """Steps of `batch` images with four questions each, drawn by `seed`. learning_rate is the peak, after `warmup`
+    steps; of quantization-aware training it is in units of a weight matrix's root mean square.
+
+    temperature of teacher and student; hard_share: share of the true answers in the loss, the rest being the teacher's;
+    features: weight of the visual tokens' squared error, in units of the teacher's variance; 0 leaves it out.
+    grid_rate: what scales and palettes learn at, as a share of learning_rate; float_rate: what stays float does
+    (both of quantization-aware training only). threads: of torch, where there is no CUDA device. checkpoint_every:
+    steps between saved states.
+    """
+
+    steps: int
+    batch: int
+    learning_rate: float
+    warmup: int
+    weight_decay: float
+    temperature: float
+    hard_share: float
+    features: float
+    grid_rate: float
+    float_rate: float
+    seed: int
+    threads: int
+    log_every: int
+    checkpoint_every: int
+
+
 SCHEMAS: dict[str, type] = {
     "model": ModelConfig,
     "calibrate": CalibrateConfig,
@@ -267,4 +348,6 @@ SCHEMAS: dict[str, type] = {
     "validate": ValidateConfig,
     "package": PackageConfig,
     "train": TrainConfig,
+    "distill": DistillConfig,
+    "distill": DistillConfig,
 }

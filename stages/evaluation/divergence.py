@@ -1,4 +1,4 @@
-"""How far a model with other weights is from the float one: the KL divergence of what they predict of each answer token.
+"""How far a model with other weights is from the float one: the KL divergence of what both predict of the answers.
 
 The true answer's tokens are given to both (teacher forcing), so that every token is compared and none is sampled.
 """

@@ -8,8 +8,9 @@ from typing import Protocol
 import torch
 
 from pipelines.errors import StageError
-from stages.quantizers.palettize import Palette, nearest_codes, palettes
-from stages.quantizers.rtn import Affine, affine_grid, decode, encode, round_to_nearest
+from stages.quantizers.palettize import Codebook, codebook
+from stages.quantizers.results import Affine, Palette
+from stages.quantizers.rtn import affine_grid, decode, encode, round_to_nearest
 
 _BLOCK = 128  # columns whose errors are gathered before they are spread over the rest
 
@@ -56,30 +57,38 @@ def gptq_palette(
     *,
     damping: float,
     activation_order: bool,
+    channel_scale: bool = False,
+    vector: int = 1,
 ) -> Palette:
     """As gptq_affine, onto palettes that group_size rows share (group_size divides out), made by weighted k-means
-    (see palettize) with importance (out, in); None: the columns' saliency."""
+    (see palettize) with importance (out, in); None: the columns' saliency. Of vectors, as many rows of a column are
+    rounded together (GPTVQ, arXiv:2402.15319)."""
     inverse, order = _inverse(second_moment, damping, activation_order)
     saliency = torch.empty(weight.shape[1]).scatter_(0, order, 1 / inverse.diagonal().square())
-    palette = palettes(weight, bits, group_size, saliency if importance is None else importance)
-    grid = _PaletteGrid(palette, group_size)
-    plain = nearest_codes(weight, grid.entries)
-    tuned = _compensated(weight, inverse, order, grid, 1)
-    keep = _row_errors(weight, grid.entries.gather(1, plain.long()), second_moment) <= _row_errors(
-        weight, grid.entries.gather(1, tuned.long()), second_moment
+    weights = saliency if importance is None else importance
+    book = codebook(weight, bits, group_size, weights, channel_scale=channel_scale, vector=vector)
+    plain = book.encode(weight)
+    tuned = _compensated(weight, inverse, order, _PaletteGrid(book), 1)
+    keep = _row_errors(weight, book.decode(plain), second_moment) <= _row_errors(
+        weight, book.decode(tuned), second_moment
     )
-    return Palette(torch.where(keep.unsqueeze(1), plain, tuned), palette, group_size)
+    together = keep.reshape(-1, vector).all(1, keepdim=True)
+    return book.coded(torch.where(together, plain, tuned))
 
 
 class _Grid(Protocol):
+    vector: int  # rows that a code stands for
+
     def prepare(self, position: int, columns: torch.Tensor) -> None:
         """Columns (out, n) from `position` on, compensated so far; n is at least the group's size."""
 
     def round(self, column: int, position: int, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Codes uint8 and values float32, (out,) both, nearest to values of the column."""
+        """Codes uint8 (out / vector,) and values float32 (out,), nearest to values of the column."""
 
 
 class _AffineGrid:
+    vector = 1
+
     def __init__(
         self,
         weight: torch.Tensor,
@@ -114,15 +123,15 @@ class _AffineGrid:
 
 
 class _PaletteGrid:
-    def __init__(self, palette: torch.Tensor, group_size: int):
-        self.entries = palette.float().repeat_interleave(group_size, 0)
+    def __init__(self, book: Codebook):
+        self.book, self.vector = book, book.vector
 
     def prepare(self, position: int, columns: torch.Tensor) -> None:
         """Palettes are set beforehand."""
 
     def round(self, column: int, position: int, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        codes = nearest_codes(values.unsqueeze(1), self.entries)
-        return codes[:, 0], self.entries.gather(1, codes.long())[:, 0]
+        codes = self.book.encode(values.unsqueeze(1), slice(column, column + 1))
+        return codes[:, 0], self.book.decode(codes)[:, 0]
 
 
 def _inverse(second_moment: torch.Tensor, damping: float, activation_order: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -155,8 +164,8 @@ def _compensated(
 ) -> torch.Tensor:
     """The codes, uint8 (out, in), of the pass over the columns in their order."""
     rest = weight[:, order].clone()
-    codes = torch.empty(rest.shape, dtype=torch.uint8)
     columns = rest.shape[1]
+    codes = torch.empty(len(rest) // grid.vector, columns, dtype=torch.uint8)
     block = -(-_BLOCK // group_size) * group_size
     for start in range(0, columns, block):
         stop = min(start + block, columns)

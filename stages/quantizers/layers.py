@@ -31,8 +31,19 @@ def quantizable_layers(model: VisionLanguageModel) -> dict[str, Layer]:
             layers[weight] = Layer(Role.embeddings, tuple(module.weight.shape), None)
         elif isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and is_matrix(module)):
             role = Role.tower if name.startswith("vision.") else Role.language
+            role = Role.head if name.endswith("lm_head") else role
             layers[weight] = Layer(role, tuple(module.weight.shape), module)
     return layers
+
+
+def spatial_layers(model: VisionLanguageModel) -> dict[str, Layer]:
+    """The other convolutions' weights, by name, sorted: (out, in / groups, height, width). They are stored as matrices
+    of as many rows; no product with a second moment describes their errors."""
+    return {
+        f"{name}.weight": Layer(Role.spatial, tuple(module.weight.shape), module)
+        for name, module in sorted(model.named_modules())
+        if isinstance(module, nn.Conv2d) and not is_matrix(module)
+    }
 
 
 def is_matrix(convolution: nn.Conv2d) -> bool:

@@ -3,33 +3,13 @@
 Scales are rounded to float16 before any code is chosen, so that the codes suit the scale that is shipped.
 """
 
-from dataclasses import dataclass
-
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from stages.quantizers.store import dequantize_affine
+from stages.quantizers.results import Affine
 
-# Shares of the full range that a search tries; below a third a 4-bit grid clips more than it gains.
 _CHUNK = 1 << 18  # weights rounded at a time: what a processor's cache holds
+# Shares of the full range that a search tries; below a third a 4-bit grid clips more than it gains.
 _SHARES = [round(0.35 + 0.025 * step, 3) for step in range(27)]
-
-
-@dataclass(frozen=True)
-class Affine:
-    """A weight as codes uint8 (out, in), scales float16 (out, groups), zero_points uint8 (out, groups)."""
-
-    codes: torch.Tensor
-    scales: torch.Tensor
-    zero_points: torch.Tensor
-
-    def dense(self) -> torch.Tensor:
-        """float32 (out, in), exactly what the store gives."""
-        return torch.from_numpy(dequantize_affine(self.codes.numpy(), self.scales.numpy(), self.zero_points.numpy()))
-
-    def arrays(self) -> tuple[NDArray[np.uint8], NDArray[np.float16], NDArray[np.uint8]]:
-        return self.codes.numpy(), self.scales.numpy(), self.zero_points.numpy()
 
 
 def round_to_nearest(

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from pipelines.errors import StageError
 from stages.quantizers.gptq import gptq_affine, gptq_palette
 from stages.quantizers.palettize import palettes, palettize, weighted_kmeans
-from stages.quantizers.rtn import Affine, round_to_nearest
+from stages.quantizers.results import Affine
+from stages.quantizers.rtn import round_to_nearest
 
 torch.set_num_threads(1)
 
