@@ -293,24 +293,6 @@ class TrainConfig:
 
 @dataclass
 class DistillConfig:
-    """How a student is trained to answer as its teacher. learning_rate is the peak; warmup and save_every are in steps;
-    temperature softens both predictions; hard: the share of the true answers in the loss; features: the weight of the
-    visual tokens' squared error; threads: of torch, where there is no CUDA device."""
-
-    steps: int
-    batch: int
-    learning_rate: float
-    warmup: int
-    temperature: float
-    hard: float
-    features: float
-    seed: int
-    threads: int
-    save_every: int
-
-
-@dataclass
-class DistillConfig:
     """Steps of `batch` images with four questions each, drawn by `seed`. learning_rate is the peak, after `warmup`
     steps; of quantization-aware training it is in units of a weight matrix's root mean square.
 
@@ -348,6 +330,5 @@ SCHEMAS: dict[str, type] = {
     "validate": ValidateConfig,
     "package": PackageConfig,
     "train": TrainConfig,
-    "distill": DistillConfig,
     "distill": DistillConfig,
 }
