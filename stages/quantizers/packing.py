@@ -47,6 +47,22 @@ def unpack_bits(packed: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.
     return codes
 
 
+def unpack_some(packed: NDArray[np.uint8], bits: int, first: int, count: int) -> NDArray[np.uint8]:
+    """Codes first .. first + count - 1 of a packed stream, uint8 (count,), reading no more of it than they take.
+
+    Raises ValueError for too few bytes.
+    """
+    start = first - first % 8  # which begins a byte, whatever the width
+    begin = start * bits // 8
+    wanted = first - start + count
+    return unpack_bits(packed[begin : begin + packed_size(wanted, bits)], bits, wanted)[first - start :]
+
+
+def count_ones(packed: NDArray[np.uint8]) -> int:
+    """How many bits are set: what a packed mask keeps."""
+    return int(np.bitwise_count(packed).sum())
+
+
 def _check(bits: int) -> None:
     if bits not in BIT_WIDTHS:
         raise ValueError(f"{bits} bits; expected one of {', '.join(map(str, BIT_WIDTHS))}")
@@ -54,6 +70,8 @@ def _check(bits: int) -> None:
 
 def _pack_chunk(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     """Eight codes make `bits` whole bytes, whatever the width: gather them in a 64-bit word, keep its low bytes."""
+    if bits == 1:
+        return np.packbits(codes, bitorder="little")
     padded = np.zeros(-(-codes.size // 8) * 8, np.uint8)
     padded[: codes.size] = codes
     octets = padded.reshape(-1, 8)
@@ -67,6 +85,8 @@ def _pack_chunk(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
 
 
 def _unpack_chunk(packed: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.uint8]:
+    if bits == 1:
+        return np.unpackbits(packed, count=count, bitorder="little")
     padded = np.zeros(-(-count // 8) * bits, np.uint8)
     padded[: packed.size] = packed
     codes = np.empty((-(-count // 8), 8), np.uint8)
