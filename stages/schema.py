@@ -40,6 +40,14 @@ class Importance(Enum):
     fisher = "fisher"
 
 
+class Draw(Enum):
+    """What a calibration without data of your own runs on: the reference model's procedural questions, or token numbers
+    drawn from the whole vocabulary, which try a size out and show nothing of a model's use."""
+
+    questions = "questions"
+    tokens = "tokens"
+
+
 class Overflow(Enum):
     """What becomes of a layer whose values exceed float16: the build fails, it computes in float32, or is scaled."""
 
@@ -98,15 +106,25 @@ class ModelConfig:
 
 @dataclass
 class CalibrateConfig:
-    """samples: questions with their images, drawn by `seed`, run `batch` at a time.
+    """samples: sequences, drawn by `seed`: of the folder `path` (quantizers/sequences.py says what it holds), or null:
+    as `draw` says. tokens: the length of those of text and of drawn tokens. batch: how many run at once.
 
-    image_token_weight: what an image token counts in the language model's second moments, where a text token counts 1.
+    image_token_weight: what an image token counts in the language model's second moments, where a token of text counts
+    1 and one that predicts a token of the answer answer_token_weight. fisher: whether gradients are measured too, for
+    palettes that they weigh and for what is chosen by sensitivity. threads: workers; the result does not depend on
+    them.
     """
 
+    path: str | None
+    draw: Draw
     samples: int
+    tokens: int
     seed: int
     batch: int
     image_token_weight: float
+    answer_token_weight: float
+    fisher: bool
+    threads: int
 
 
 @dataclass
@@ -331,4 +349,5 @@ SCHEMAS: dict[str, type] = {
     "package": PackageConfig,
     "train": TrainConfig,
     "distill": DistillConfig,
+    "student": ModelConfig,
 }

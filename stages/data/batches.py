@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from stages.data.digits import handwritten
 from stages.data.questions import Question, ask, ask_place
@@ -34,10 +34,12 @@ class Batch:
 
 
 def training_batches(
-    tokenizer: Tokenizer, *, seed: int, batch: int, grid: tuple[int, int], start: int, stop: int
+    tokenizer: Tokenizer, *, seed: int, batch: int, grid: tuple[int, int], start: int, stop: int, workers: int = 1
 ) -> DataLoader[Batch]:
-    """The batches of steps start..stop-1, drawn by one worker beside the training process."""
+    """The batches of steps start..stop-1, drawn by one worker beside the training process, or (0) by none."""
     dataset = _Batches(tokenizer.to_str(), seed, batch, grid, start, stop)
+    if not workers:
+        return DataLoader(dataset, batch_size=None)
     return DataLoader(dataset, batch_size=None, num_workers=1, prefetch_factor=4, multiprocessing_context="spawn")
 
 
@@ -47,7 +49,8 @@ class _Batches(IterableDataset[Batch]):
         self.start, self.stop = start, stop
 
     def __iter__(self) -> Iterator[Batch]:
-        torch.set_num_threads(1)
+        if get_worker_info() is not None:
+            torch.set_num_threads(1)
         handwritten(False)
         tokenizer = Tokenizer.from_str(self.tokenizer)
         for step in range(self.start, self.stop):

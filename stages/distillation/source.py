@@ -1,0 +1,97 @@
+"""What a student is distilled on: a source of batches, and how a model answers one."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch.nn import functional as F
+
+from stages.artifacts import Checkpoint
+from stages.data.batches import Batch, training_batches
+from stages.models.training import packed_context
+from stages.models.vlm import VisionLanguageModel
+
+
+@dataclass
+class Outputs:
+    """What a model says of a batch.
+
+    logits (N, V) float32: of the N tokens of all answers, each predicted from the true tokens before it; visual (B, T,
+    D): the images' features as the language model gets them.
+    """
+
+    logits: torch.Tensor
+    visual: torch.Tensor
+
+
+@dataclass
+class Targets:
+    """What a batch says itself. labels (N,) int64: the answers' tokens; weights (N,) float32: what each counts."""
+
+    labels: torch.Tensor
+    weights: torch.Tensor
+
+
+class Source(Protocol):
+    """Batches to distil on, of a type that only the source itself knows; step n's depends on n alone, so that a run
+    can stop anywhere and go on. Teacher and student are given the same batch."""
+
+    def batches(self, start: int, stop: int) -> Iterable[Any]:
+        """The batches of steps start..stop-1."""
+        ...
+
+    def moved(self, batch: Any, device: torch.device) -> Any: ...
+
+    def targets(self, batch: Any) -> Targets: ...
+
+    def outputs(self, model: VisionLanguageModel, batch: Any) -> Outputs: ...
+
+
+class ProceduralQuestions:
+    """The reference data's training batches: each image once, with four questions behind it that share its features.
+
+    The student's own preprocessing scales the pixels; a model of another resolution gets them resized.
+    """
+
+    def __init__(self, student: Checkpoint, *, seed: int, batch: int, workers: int):
+        settings = student.preprocessing()
+        self._tokenizer, self._grid = student.tokenizer(), student.config().vision.grid
+        self._seed, self._batch, self._workers = seed, batch, workers
+        self._mean, self._std = (torch.tensor(settings[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+
+    def batches(self, start: int, stop: int) -> Iterable[Batch]:
+        return training_batches(
+            self._tokenizer,
+            seed=self._seed,
+            batch=self._batch,
+            grid=self._grid,
+            start=start,
+            stop=stop,
+            workers=self._workers,
+        )
+
+    def moved(self, batch: Batch, device: torch.device) -> Batch:
+        return Batch(**{name: tensor.to(device, non_blocking=True) for name, tensor in vars(batch).items()})
+
+    def targets(self, batch: Batch) -> Targets:
+        """A token weighs 1/sqrt(n) in an answer of n, as in training."""
+        wanted = batch.answers[:, :, 1:]
+        weights = wanted.sum(-1, keepdim=True).clamp_min(1).rsqrt().expand(wanted.shape)[wanted]
+        return Targets(batch.ids[:, :, 1:][wanted], weights)
+
+    def outputs(self, model: VisionLanguageModel, batch: Batch) -> Outputs:
+        visual = model.encode(self._images(batch.pixels, model.config.vision.image_size))
+        count, questions, length = batch.ids.shape
+        embedded = model.text.embed_tokens(batch.ids.reshape(count, questions * length))
+        context = packed_context(model, visual.shape[1], questions, length, visual.device)
+        hidden = model.text.hidden(torch.cat([visual, embedded], dim=1), context)
+        hidden = hidden[:, visual.shape[1] :].view(count, questions, length, -1)[:, :, :-1]
+        return Outputs(model.text.head(hidden[batch.answers[:, :, 1:]]), visual)
+
+    def _images(self, pixels: torch.Tensor, size: int) -> torch.Tensor:
+        """(B, H, W, 3) uint8 -> (B, 3, size, size) float32, normalised, channels last in memory."""
+        images = pixels.permute(0, 3, 1, 2).float()
+        if images.shape[-1] != size:
+            images = F.interpolate(images, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
+        return images.div(255.0).sub(self._mean.to(images)).div(self._std.to(images))
