@@ -231,6 +231,12 @@ def _checked(choice: Choice, where: str) -> Choice:
             hint=f"For {choice.format.value} set quantize.method to one of: "
             f"{', '.join(method.value for method in makes)}. gptq and awq need a calibration.",
         )
+    if choice.method is Method.nncf and (choice.bits not in (4, 8) or (choice.bits == 8 and choice.group_size)):
+        raise ConfigError(
+            f"quantize ({where}): NNCF makes no {choice.bits} bits"
+            + (f" in groups of {choice.group_size}" if choice.group_size else ""),
+            hint="It makes 4 bits in groups of any size, and 8 with one scale a row (group_size=0).",
+        )
     for name, value, usual in (("vector", choice.vector, 1), ("channel_scale", choice.channel_scale, False)):
         if choice.format is Format.affine and value != usual:
             raise ConfigError(
@@ -292,5 +298,5 @@ def _fitted(choice: Choice, shape: tuple[int, ...]) -> Choice:
     size = choice.group_size or columns
     if columns % size:
         reason = f"{columns} columns are no multiple of {size}: 8 bits, one scale a row"
-        return Choice(Method.rtn, Format.affine, 8, columns, choice.symmetric, reason)
+        return Choice(Method.rtn, Format.affine, 8, columns, choice.symmetric, reason=reason)
     return replace(choice, group_size=size)
