@@ -166,6 +166,7 @@ class QuantizeConfig:
     sparsity: share of each matrix's weights that become zero, the least important first; sparsity_pattern: "2:4" keeps
     2 of 4 along the input axis, null is unstructured.
     overrides: in order; a later one wins. damping, activation_order, scale_search: of gptq; scale_search of rtn too.
+    refinement: passes of coordinate descent after gptq (quantizers/refine.py); 0 is plain GPTQ.
     importance: what weighs the errors of palettes. activations: bits of the inputs of the tower's products, with static
     ranges from the calibration; 0 or 8 (nncf). budget: of the methods auto and qat. training: of qat.
     """
@@ -187,6 +188,7 @@ class QuantizeConfig:
     damping: float
     activation_order: bool
     scale_search: bool
+    refinement: int
     importance: Importance
     activations: int
     budget: Budget

@@ -141,6 +141,8 @@ def _check_settings(config: QuantizeConfig) -> None:
     """What holds for the whole model."""
     if config.damping <= 0:
         raise ConfigError(f"quantize.damping is {config.damping}", hint="Expected a number above 0; 0.01 is usual.")
+    if config.refinement < 0:
+        raise ConfigError(f"quantize.refinement is {config.refinement}", hint="Expected 0 or more passes; 4 is usual.")
     bounds = {item.name: getattr(config.budget, item.name) for item in fields(config.budget)}
     given = {name: bound for name, bound in bounds.items() if bound is not None}
     if config.method is Method.auto and not given:

@@ -9,6 +9,7 @@ import torch
 
 from pipelines.errors import StageError
 from stages.quantizers.palettize import Codebook, codebook
+from stages.quantizers.refine import refine_affine, refine_palette, row_errors
 from stages.quantizers.results import Affine, Palette
 from stages.quantizers.rtn import affine_grid, decode, encode, round_to_nearest
 
@@ -25,6 +26,7 @@ def gptq_affine(
     damping: float,
     activation_order: bool,
     search: bool,
+    refinement: int = 0,
 ) -> Affine:
     """weight: float32 (out, in), group_size divides in; second_moment: (in, in), the mean of x x^T.
 
@@ -39,13 +41,14 @@ def gptq_affine(
     grid = _AffineGrid(weight, bits, group_size, symmetric, search, saliency, order if activation_order else None)
     codes = _compensated(weight, inverse, order, grid, group_size)
     tuned = Affine(codes, grid.scales, grid.zero_points)
-    keep = _row_errors(weight, plain.dense(), second_moment) <= _row_errors(weight, tuned.dense(), second_moment)
+    keep = row_errors(weight, plain.dense(), second_moment) <= row_errors(weight, tuned.dense(), second_moment)
     chosen = keep.unsqueeze(1)
-    return Affine(
+    result = Affine(
         torch.where(chosen, plain.codes, tuned.codes),
         torch.where(chosen, plain.scales, tuned.scales),
         torch.where(chosen, plain.zero_points, tuned.zero_points),
     )
+    return refine_affine(weight, result, _damped(second_moment, damping).float(), bits, refinement)
 
 
 def gptq_palette(
@@ -57,6 +60,7 @@ def gptq_palette(
     *,
     damping: float,
     activation_order: bool,
+    refinement: int = 0,
     channel_scale: bool = False,
     vector: int = 1,
 ) -> Palette:
@@ -69,11 +73,12 @@ def gptq_palette(
     book = codebook(weight, bits, group_size, weights, channel_scale=channel_scale, vector=vector)
     plain = book.encode(weight)
     tuned = _compensated(weight, inverse, order, _PaletteGrid(book), 1)
-    keep = _row_errors(weight, book.decode(plain), second_moment) <= _row_errors(
+    keep = row_errors(weight, book.decode(plain), second_moment) <= row_errors(
         weight, book.decode(tuned), second_moment
     )
     together = keep.reshape(-1, vector).all(1, keepdim=True)
-    return book.coded(torch.where(together, plain, tuned))
+    result = book.coded(torch.where(together, plain, tuned))
+    return refine_palette(weight, result, _damped(second_moment, damping).float(), refinement)
 
 
 class _Grid(Protocol):
@@ -139,13 +144,7 @@ def _inverse(second_moment: torch.Tensor, damping: float, activation_order: bool
 
     Inputs that calibration never saw get a diagonal of their own: they are rounded to nearest and move nothing.
     """
-    hessian = second_moment.double().clone()
-    if not torch.isfinite(hessian).all():
-        raise StageError("a layer's second moment holds NaN", hint="The calibration run overflowed: look at its log.")
-    diagonal = hessian.diagonal()
-    mean = float(diagonal.mean())
-    diagonal[diagonal == 0] = mean or 1.0
-    diagonal += damping * (mean or 1.0)
+    hessian = _damped(second_moment, damping)
     order = torch.arange(len(hessian))
     if activation_order:
         order = hessian.diagonal().argsort(descending=True, stable=True)
@@ -157,6 +156,18 @@ def _inverse(second_moment: torch.Tensor, damping: float, activation_order: bool
             hint="Raise quantize.damping, or calibrate.samples.",
         )
     return torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True).float(), order
+
+
+def _damped(second_moment: torch.Tensor, damping: float) -> torch.Tensor:
+    """float64, with a share of the mean diagonal added; an input that was never seen has just that mean."""
+    hessian = second_moment.double().clone()
+    if not torch.isfinite(hessian).all():
+        raise StageError("a layer's second moment holds NaN", hint="The calibration run overflowed: look at its log.")
+    diagonal = hessian.diagonal()
+    mean = float(diagonal.mean())
+    diagonal[diagonal == 0] = mean or 1.0
+    diagonal += damping * (mean or 1.0)
+    return hessian
 
 
 def _compensated(
@@ -180,9 +191,3 @@ def _compensated(
             errors[:, inside] = error
         rest[:, stop:] -= errors @ inverse[start:stop, stop:]
     return codes
-
-
-def _row_errors(weight: torch.Tensor, dense: torch.Tensor, second_moment: torch.Tensor) -> torch.Tensor:
-    """Each row's squared error of outputs over the calibration inputs: e H e^T, float64 (out,)."""
-    error = (weight - dense).double()
-    return ((error @ second_moment.double()) * error).sum(1)

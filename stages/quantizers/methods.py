@@ -57,6 +57,7 @@ def _palette(
             importance,
             damping=config.damping,
             activation_order=config.activation_order,
+            refinement=config.refinement,
             channel_scale=choice.channel_scale,
             vector=choice.vector,
         )
@@ -90,6 +91,7 @@ def _affine(
             damping=config.damping,
             activation_order=config.activation_order,
             search=config.scale_search,
+            refinement=config.refinement,
         )
     if choice.method is Method.hqq:
         from stages.quantizers.hqq import hqq
