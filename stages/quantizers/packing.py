@@ -58,9 +58,13 @@ def unpack_some(packed: NDArray[np.uint8], bits: int, first: int, count: int) ->
     return unpack_bits(packed[begin : begin + packed_size(wanted, bits)], bits, wanted)[first - start :]
 
 
-def count_ones(packed: NDArray[np.uint8]) -> int:
-    """How many bits are set: what a packed mask keeps."""
-    return int(np.bitwise_count(packed).sum())
+def count_ones(packed: NDArray[np.uint8], count: int | None = None) -> int:
+    """How many of the first `count` bits (None: of all) are set: what a packed mask keeps."""
+    whole = packed.size if count is None else count // 8
+    ones = int(np.bitwise_count(packed[:whole]).sum())
+    if count is None or count % 8 == 0:
+        return ones
+    return ones + (int(packed[whole]) & ((1 << count % 8) - 1)).bit_count()
 
 
 def _check(bits: int) -> None:

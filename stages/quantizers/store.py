@@ -108,7 +108,7 @@ class QuantizedStore:
         form = self.format(name)
         if not form.sparse:
             return row // form.vector * form.columns
-        return int(unpack_some(self.packed_mask(name), 1, 0, row // form.vector * form.columns).sum())
+        return count_ones(self.packed_mask(name), row // form.vector * form.columns)
 
     def float(self, name: str) -> NDArray[Any]:
         """The tensor of a float format: float16 or float32, in its shape; read-only where it is not sparse."""

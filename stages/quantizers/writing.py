@@ -66,7 +66,7 @@ class StoreWriter:
         size, symmetric = columns // groups, zero_points is None
         form = TensorFormat("affine", shape, 0, bits=bits, group_size=size, symmetric=symmetric, reason=reason)
         kept = self._kept(name, form, mask)
-        parts = {".scales": scales, ".codes": self._codes(name, form, codes, kept)}
+        parts: dict[str, Array] = {".scales": scales, ".codes": self._codes(name, form, codes, kept)}
         if zero_points is not None:
             fits = zero_points.dtype == np.uint8 and zero_points.shape == scales.shape
             self._check(name, fits and not (zero_points >> bits).any(), "has zero points of the wrong form")

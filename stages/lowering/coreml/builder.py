@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch.fx import Node
 
 from pipelines.errors import LoweringError
-from stages.lowering.coreml.weights import FLOAT16_MAX, Rows, Variant, WeightBank, as_float16, identifier
+from stages.lowering.coreml.stored import FLOAT16_MAX, Rows, as_float16, identifier
+from stages.lowering.coreml.weights import Variant, WeightBank
 from stages.lowering.graph import Constant, Emitter, Weight, source_line
 from stages.lowering.limits import MINIMUM_OS
 

@@ -13,7 +13,7 @@ from coremltools.converters.mil.mil import Var
 from torch.fx import Node
 
 from stages.lowering.coreml.builder import FunctionBuilder
-from stages.lowering.coreml.weights import Rows
+from stages.lowering.coreml.stored import Rows
 from stages.lowering.graph import Weight, operator_name
 
 

@@ -12,7 +12,7 @@ from torch.fx import Node
 
 from stages.lowering.coreml.builder import FunctionBuilder
 from stages.lowering.coreml.elementwise import unsupported
-from stages.lowering.coreml.weights import FLOAT16_MAX
+from stages.lowering.coreml.stored import FLOAT16_MAX
 from stages.lowering.graph import register
 
 LEAST_SCALE = 2.0**-4

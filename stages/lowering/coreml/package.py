@@ -16,7 +16,8 @@ from coremltools.proto import Model_pb2
 from stages.lowering.coreml.blob import BlobWriter
 from stages.lowering.coreml.builder import TARGET, FunctionBuilder
 from stages.lowering.coreml.compact import compact
-from stages.lowering.coreml.weights import Stored, WeightBank
+from stages.lowering.coreml.stored import Stored
+from stages.lowering.coreml.weights import WeightBank
 
 AUTHOR = "com.apple.CoreML"
 _ITEMS = {

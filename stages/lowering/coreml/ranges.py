@@ -26,7 +26,7 @@ from torch.fx import Node
 
 from pipelines.errors import LoweringError, nearest
 from stages.lowering.coreml.builder import FunctionBuilder
-from stages.lowering.coreml.weights import FLOAT16_MAX
+from stages.lowering.coreml.stored import FLOAT16_MAX
 from stages.lowering.graph import Emitter, Weight, layer_name, operator_name, source_line
 
 POLICIES = ("fail", "float32", "scale")

@@ -18,11 +18,15 @@ _BITS = {
     **{getattr(MIL_pb2, f"{sign}INT{bits}"): bits for bits in (4, 8) for sign in ("", "U")},
     **{getattr(MIL_pb2, f"UINT{bits}"): bits for bits in (1, 2, 3, 6)},
 }
-_PARTS = ("data", "scale", "offset", "indices", "lut")
-_CODES = {
-    "affine": ("constexpr_blockwise_shift_scale", "data"),
-    "palette": ("constexpr_lut_to_dense", "indices"),
+_PARTS = ("data", "scale", "offset", "indices", "channel_scales", "mask", "values")  # tables may be split: see below
+_IN_PLACE = 10  # elements from which on coremltools writes a constant to weight.bin
+_DENSE = {"affine": ("constexpr_blockwise_shift_scale", "data"), "palette": ("constexpr_lut_to_dense", "indices")}
+_SPARSE = {
+    "float": ("", "mask", "nonzero_data"),
+    "affine": ("constexpr_sparse_blockwise_shift_scale", "data_mask", "nonzero_data"),
+    "palette": ("constexpr_lut_to_sparse", "indices_mask", "indices_nonzero_data"),
 }
+_CODES = ("mask", "data_mask", "indices_mask", "data", "nonzero_data", "indices", "indices_nonzero_data")
 
 
 def verify_package(path: Path, spec: Any, builders: list[FunctionBuilder], bank: WeightBank) -> None:
@@ -30,33 +34,63 @@ def verify_package(path: Path, spec: Any, builders: list[FunctionBuilder], bank:
     than all of them (only where every tensor is tiny may it be as much as its headers are)."""
     for builder in builders:
         function = spec.mlProgram.functions[builder.spec.name]
-        operations = {
-            operation_name(operation): operation
-            for operation in function.block_specializations[function.opset].operations
-        }
+        operations = function.block_specializations[function.opset].operations
+        named = {operation_name(operation): operation for operation in operations}
+        makers = {output.name: operation for operation in operations for output in operation.outputs}
         for identifier, use in builder.uses.items():
-            _verify_tensor(path, builder.spec.name, use, operations.get(identifier), bank)
+            operation = named.get(identifier)
+            found = "nothing" if operation is None else _found(operation, makers)
+            _verify_tensor(path, builder.spec.name, use, found, bank)
     _verify_size(path, builders, bank)
 
 
-def _verify_tensor(path: Path, function: str, use: Use, operation: Any, bank: WeightBank) -> None:
-    form = bank.store.format(use.name)
-    found = "nothing" if operation is None else operation.type
-    if form.format == "float":
-        expected = "const"
-    else:
-        expected, codes = _CODES[form.format]
-        if found == expected:
-            data = operation.inputs[codes].arguments[0].value.type.tensorType
-            count = math.prod(dimension.constant.size for dimension in data.dimensions)
-            found = f"{count} codes of {_BITS.get(data.dataType)} bits"
-            rows = use.rows[1] - use.rows[0] if use.rows else form.rows
-            expected = f"{rows * form.columns} codes of {form.bits} bits"
+def _verify_tensor(path: Path, function: str, use: Use, found: str, bank: WeightBank) -> None:
+    expected = _expected(bank, use)
     if found != expected:
         raise LoweringError(
             f"{path.name}, function '{function}': tensor '{use.name}' was saved as {found}, expected {expected}",
             hint="This is a fault of the lowering, or of the version of coremltools; nothing was shipped.",
         )
+
+
+def _found(operation: Any, makers: dict[str, Any]) -> str:
+    """A weight's operation, with what it reads codes, values and masks from: constants, or operations of their own."""
+    if operation.type == "const":
+        return "const"
+    parts = []
+    for argument in _CODES:
+        if argument not in operation.inputs:
+            continue
+        binding = operation.inputs[argument].arguments[0]
+        if binding.WhichOneof("binding") == "name":
+            parts.append(_found(makers[binding.name], makers))
+            continue
+        data = binding.value.type.tensorType
+        count = math.prod(dimension.constant.size for dimension in data.dimensions)
+        parts.append(_part(argument, count, _BITS.get(data.dataType, 0)))
+    return f"{operation.type}({', '.join(dict.fromkeys(parts))})"
+
+
+def _expected(bank: WeightBank, use: Use) -> str:
+    """The same, as the store's format says that it must be."""
+    form = bank.store.format(use.name)
+    first, last = use.rows or (0, form.rows)
+    stored = bank.store.stored_before(use.name, last) - bank.store.stored_before(use.name, first)
+    if form.format == "float" and not form.sparse:
+        return "const"
+    if form.sparse:
+        operation, mask, codes = _SPARSE[form.format]
+        ones = (last - first) // form.vector * form.columns
+        text = f"{_part(mask, ones, 1)}, {_part(codes, stored, form.bits)}"
+        text = f"constexpr_sparse_to_dense({operation}({text}))" if operation else f"constexpr_sparse_to_dense({text})"
+    else:
+        operation, codes = _DENSE[form.format]
+        text = f"{operation}({_part(codes, stored, form.bits)})"
+    return f"constexpr_blockwise_shift_scale({text})" if form.channel_scale else text
+
+
+def _part(argument: str, count: int, bits: int) -> str:
+    return f"{argument}: {count} of {bits} bits" if bits else f"{argument}: {count} floats"
 
 
 def _verify_size(path: Path, builders: list[FunctionBuilder], bank: WeightBank) -> None:
@@ -66,7 +100,8 @@ def _verify_size(path: Path, builders: list[FunctionBuilder], bank: WeightBank) 
     others = sum(stored.nbytes for key, stored in bank.shared.items() if not _is_part(key, keys))
     found = sum(file.stat().st_size for file in path.rglob("weight.bin"))
     overhead = max(SIZE_TOLERANCE * (promised + others), RECORD_OVERHEAD * (len(bank.shared) + 1))
-    if not promised <= found <= promised + others + overhead:
+    in_place = sum(stored.nbytes for stored in bank.shared.values() if math.prod(stored.shape) < _IN_PLACE)
+    if not promised - in_place <= found <= promised + others + overhead:
         raise LoweringError(
             f"{path.name}: the weights take {found} bytes; their formats say {promised}, and constants {others} more",
             hint="A weight was stored densely or twice. This is a fault of the lowering; nothing was shipped.",
@@ -74,8 +109,11 @@ def _verify_size(path: Path, builders: list[FunctionBuilder], bank: WeightBank) 
 
 
 def _promised(form: TensorFormat, use: Use) -> int:
-    """Bytes that the store says of those rows."""
-    whole = 2 * math.prod(form.shape) if form.format == "float" else form.bytes
+    """Bytes that the store says of those rows, without tables: Core ML may need them for smaller groups."""
+    if form.format == "float":
+        whole = 2 * form.codes + (form.size + 7) // 8 * form.sparse
+    else:
+        whole = form.bytes - 2 * math.prod(form.parts().get(".palette", ("", (0,)))[1])
     return whole * (use.rows[1] - use.rows[0]) // form.rows if use.rows else whole
 
 

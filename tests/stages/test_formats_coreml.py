@@ -1,0 +1,181 @@
+"""Every format that Core ML holds, as the reference executor and coremltools itself read it from the saved package."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from coremltools.converters.mil.frontend.milproto.load import load
+from coremltools.converters.mil.mil import Builder as mb
+from coremltools.optimize._utils import pack_elements_into_bits, restore_elements_from_packed_bits
+from coremltools.proto import Model_pb2
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipelines.errors import LoweringError
+from stages.lowering.coreml import supported_formats
+from stages.lowering.coreml import weights as lowering
+from stages.lowering.coreml.builder import FunctionBuilder, FunctionSpec
+from stages.lowering.coreml.package import save_package
+from stages.lowering.coreml.verify import verify_package
+from stages.lowering.coreml.weights import WeightBank
+from stages.lowering.graph import Weight
+from stages.quantizers.packing import BIT_WIDTHS, pack_bits, unpack_bits
+from stages.quantizers.store import QuantizedStore, StoreWriter
+from stages.runtimes.coreml_reference import MLProgram
+from tests.weights import Described, described, write
+
+HELD = {"affine": (4, 8), "palette": (1, 2, 3, 4, 6, 8)}
+Rows = tuple[int, int] | None
+
+
+def in_core_ml(**changes: object) -> st.SearchStrategy[Described]:
+    return described(bits=HELD, floats=("float16",), **changes)
+
+
+def stored(path: Path, weights: dict[str, Described]) -> QuantizedStore:
+    path.mkdir(exist_ok=True)
+    with StoreWriter(path) as writer:
+        for name, weight in weights.items():
+            write(writer, name, weight)
+    return QuantizedStore.open(path)
+
+
+def packaged(
+    path: Path, store: QuantizedStore, rows: dict[str, list[Rows]] | None = None, dtype: str = "float16"
+) -> Path:
+    """A package whose outputs are the store's weights (some rows of them), held against the store as a build does."""
+    wanted = [(name, part) for name in store.names() for part in (rows or {}).get(name, [None])]
+    features = {}
+    for index, (name, part) in enumerate(wanted):
+        shape = store.format(name).shape
+        features[f"y{index}"] = ((part[1] - part[0], *shape[1:]) if part else shape, dtype, "")
+    bank = WeightBank(store)
+    spec = FunctionSpec("main", "weights", {"x": ((1,), "float16", "")}, features)
+    with FunctionBuilder(spec, bank) as builder:
+        builder.dtype = dtype
+        shapes = {name: store.format(name).shape for name in store.names()}
+        builder.finish([mb.identity(x=builder.weight(Weight(name, shapes[name]), part)) for name, part in wanted])
+    package = path / "weights.mlpackage"
+    verify_package(package, save_package(package, [builder], bank), [builder], bank)
+    return package
+
+
+def executed(package: Path) -> list[np.ndarray]:
+    """What the reference executor reads, as float32."""
+    outputs = MLProgram(package).function().predict({"x": np.zeros(1, np.float16)})
+    return [outputs[f"y{index}"].astype(np.float32) for index in range(len(outputs))]
+
+
+def read_by_coremltools(package: Path) -> list[np.ndarray]:
+    """What coremltools decompresses, from its own reading of the program and of weight.bin."""
+    data = package / "Data/com.apple.CoreML"
+    spec = Model_pb2.Model.FromString((data / "model.mlmodel").read_bytes())
+    program = load(spec, spec.specificationVersion, str(data / "weights"))
+    outputs = {output.name: output.op.x for output in program.functions["main"].outputs}
+    values = [outputs[f"y{index}"] for index in range(len(outputs))]
+    return [np.asarray(x.op.materialized_val_inference() if x.val is None else x.val) for x in values]
+
+
+def half(values: np.ndarray) -> np.ndarray:
+    return values.astype(np.float16).astype(np.float32)
+
+
+@pytest.mark.parametrize("bits", BIT_WIDTHS)
+def test_packing_is_that_of_coremltools(bits: int) -> None:
+    for count in (1, 7, 8, 9, 1001):
+        codes = np.random.default_rng(count).integers(0, 1 << bits, count).astype(np.uint8)
+        packed = pack_elements_into_bits(codes, bits)
+        assert (pack_bits(codes, bits) == packed).all()
+        assert (unpack_bits(packed, bits, count) == restore_elements_from_packed_bits(packed, bits, count)).all()
+
+
+@given(st.lists(in_core_ml(), min_size=1, max_size=6), st.booleans())
+@settings(deadline=None, max_examples=50)
+def test_packages_carry_exactly_the_bits_of_the_store(
+    tmp_path_factory: pytest.TempPathFactory, weights: list[Described], stand_ins: bool
+) -> None:
+    path = tmp_path_factory.mktemp("package")
+    store = stored(path, {f"w{index}": weight for index, weight in enumerate(weights)})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lowering, "_SMALL", 16 if stand_ins else 4096)
+        package = packaged(path, store)
+    for weight, executor, coremltools in zip(weights, executed(package), read_by_coremltools(package), strict=True):
+        expected = half(weight.meaning()).reshape(weight.shape)
+        np.testing.assert_array_equal(executor, expected)
+        np.testing.assert_array_equal(coremltools.astype(np.float32), expected)
+
+
+@given(in_core_ml(), st.data())
+@settings(deadline=None, max_examples=40)
+def test_parts_of_the_rows_are_those_of_the_whole(
+    tmp_path_factory: pytest.TempPathFactory, weight: Described, data: st.DataObject
+) -> None:
+    """As the head is divided; a part without a kept weight has no form."""
+    path = tmp_path_factory.mktemp("package")
+    store = stored(path, {"w": weight})
+    middle = weight.vector * data.draw(st.integers(1, weight.rows // weight.vector))
+    parts = [(first, last) for first, last in [(0, middle), (middle, weight.rows)] if first < last]
+    if not all(weight.kept()[first:last].any() for first, last in parts):
+        with pytest.raises(LoweringError, match="keeps no weight of rows"):
+            packaged(path, store, {"w": parts})
+        return
+    found = np.concatenate(executed(packaged(path, store, {"w": parts})))
+    np.testing.assert_array_equal(found, half(weight.meaning()).reshape(weight.shape))
+
+
+@given(in_core_ml())
+@settings(deadline=None, max_examples=20)
+def test_layers_kept_in_float32_are_not_rounded(tmp_path_factory: pytest.TempPathFactory, weight: Described) -> None:
+    path = tmp_path_factory.mktemp("package")
+    package = packaged(path, stored(path, {"w": weight}), dtype="float32")
+    np.testing.assert_array_equal(executed(package)[0], weight.meaning().reshape(weight.shape))
+
+
+@given(described(kinds=("affine",), bits={"affine": (2, 3, 6)}))
+@settings(deadline=None, max_examples=5)
+def test_other_widths_are_refused_with_what_there_is(
+    tmp_path_factory: pytest.TempPathFactory, weight: Described
+) -> None:
+    path = tmp_path_factory.mktemp("package")
+    with pytest.raises(LoweringError) as caught:
+        packaged(path, stored(path, {"w": weight}))
+    assert f"'w' is affine of {weight.bits} bits" in caught.value.message
+    assert all(name in caught.value.hint for name in supported_formats())
+
+
+def test_a_vector_is_not_divided(tmp_path: Path) -> None:
+    palette = np.zeros((1, 2, 4), np.float16)
+    weight = Described("palette", (8, 3), 1, 0, 4, codes=np.zeros((2, 3), np.uint8), palette=palette)
+    with pytest.raises(LoweringError, match="vectors of 4 rows; rows 0 to 5 divide one") as caught:
+        packaged(tmp_path, stored(tmp_path, {"w": weight}), {"w": [(0, 6), (6, 8)]})
+    assert "multiple of 4" in caught.value.hint
+
+
+def test_a_product_beyond_float16_is_refused(tmp_path: Path) -> None:
+    codes, palette = np.zeros((2, 3), np.uint8), np.array([[300, 0]], np.float16)
+    scales = np.array([1, 300], np.float16)
+    weight = Described("palette", (2, 3), 1, codes=codes, palette=palette, channel_scales=scales)
+    with pytest.raises(LoweringError, match="'w' holds 90000, beyond float16"):
+        packaged(tmp_path, stored(tmp_path, {"w": weight}))
+
+
+def test_a_tensor_that_was_saved_otherwise_is_found(tmp_path: Path) -> None:
+    """The check of a saved package sees every link of a chain."""
+    mask = np.arange(96).reshape(8, 12) % 3 > 0
+    codes = np.random.default_rng(0).integers(0, 16, (8, 12)).astype(np.uint8)
+    palette, scales = np.zeros((1, 16), np.float16), np.ones(8, np.float16)
+    weight = Described("palette", (8, 12), 4, codes=codes, palette=palette, channel_scales=scales, mask=mask)
+    store = stored(tmp_path, {"w": weight})
+    bank = WeightBank(store)
+    spec = FunctionSpec("main", "weights", {"x": ((1,), "float16", "")}, {"y": ((8, 12), "float16", "")})
+    with FunctionBuilder(spec, bank) as builder:
+        builder.finish([mb.identity(x=builder.weight(Weight("w", (8, 12))))])
+    package = tmp_path / "weights.mlpackage"
+    saved = save_package(package, [builder], bank)
+    verify_package(package, saved, [builder], bank)
+    block = saved.mlProgram.functions["main"].block_specializations["CoreML8"]
+    looked_up = next(operation for operation in block.operations if operation.type == "constexpr_lut_to_sparse")
+    data = looked_up.inputs["indices_nonzero_data"].arguments[0].value.type.tensorType
+    data.dimensions[0].constant.size -= 1
+    with pytest.raises(LoweringError, match=r"indices_nonzero_data: 63 of 4 bits.*expected.*: 64 of 4 bits"):
+        verify_package(package, saved, [builder], bank)
