@@ -17,7 +17,7 @@ from stages.artifacts import Checkpoint
 from stages.distillation.session import Group, distil
 from stages.distillation.source import ProceduralQuestions, Source
 from stages.models.vlm import VisionLanguageModel
-from stages.quantizers.grids import LearnedAffine, LearnedPalette, Results, learned
+from stages.quantizers.grids import LearnedAffine, LearnedPalette, Results, learned, start
 from stages.schema import DistillConfig
 
 STATE = "qat.pt"
@@ -62,6 +62,9 @@ def attach(model: VisionLanguageModel, results: Results) -> dict[str, LearnedAff
         if result.dense().numel() != names[name].numel():
             raise StageError(f"qat: the result for '{name}' has another size than the weight")
         grids[name] = learned(result, names[name].detach().flatten(1))
+        weight = names[name]
+        with torch.no_grad():
+            weight.copy_(start(result, weight.flatten(1)).view(weight.shape))
         path, _, attribute = name.rpartition(".")
         parametrize.register_parametrization(model.get_submodule(path), attribute, grids[name])
     return grids
