@@ -275,7 +275,7 @@ def scaled_palette(views: Sequence[View], chip: Chip) -> Iterator[Breach]:
             if operation.kind != "constexpr_blockwise_shift_scale":
                 continue
             makers = [view.makers[name] for name in operation.inputs.get("data", []) if name in view.makers]
-            if any(maker.kind == "constexpr_lut_to_dense" for maker in makers):
+            if any(maker.kind in ("constexpr_lut_to_dense", "constexpr_sparse_to_dense") for maker in makers):
                 yield "A palette with a scale a channel crashed the Neural Engine's compiler.", view, operation
 
 

@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import coremltools as ct
 import numpy as np
 import pytest
 from coremltools.converters.mil.frontend.milproto.load import load
 from coremltools.converters.mil.mil import Builder as mb
+from coremltools.converters.mil.mil import Var, types
 from coremltools.optimize._utils import pack_elements_into_bits, restore_elements_from_packed_bits
 from coremltools.proto import Model_pb2
 from hypothesis import given, settings
@@ -179,3 +181,112 @@ def test_a_tensor_that_was_saved_otherwise_is_found(tmp_path: Path) -> None:
     data.dimensions[0].constant.size -= 1
     with pytest.raises(LoweringError, match=r"indices_nonzero_data: 63 of 4 bits.*expected.*: 64 of 4 bits"):
         verify_package(package, saved, [builder], bank)
+
+
+def palettizer(**settings: object) -> ct.optimize.coreml.OpPalettizerConfig:
+    return ct.optimize.coreml.OpPalettizerConfig(mode="kmeans", weight_threshold=1, **settings)
+
+
+def pruner() -> ct.optimize.coreml.OpMagnitudePrunerConfig:
+    return ct.optimize.coreml.OpMagnitudePrunerConfig(target_sparsity=0.5, weight_threshold=1)
+
+
+GROUPS = {"granularity": "per_grouped_channel", "group_size": 8}
+COMPRESSORS = {
+    "palette": [palettizer(nbits=3)],
+    "groups": [palettizer(nbits=2, **GROUPS)],
+    "vectors": [palettizer(nbits=4, cluster_dim=4)],
+    "vectors in groups": [palettizer(nbits=3, cluster_dim=2, **GROUPS)],
+    "sparse": [pruner()],
+    "sparse palette": [pruner(), palettizer(nbits=4)],
+    "sparse int8": [
+        pruner(),
+        ct.optimize.coreml.OpLinearQuantizerConfig(mode="linear_symmetric", dtype="int8", weight_threshold=1),
+    ],
+    "blocks": [
+        ct.optimize.coreml.OpLinearQuantizerConfig(
+            mode="linear", dtype="uint4", granularity="per_block", block_size=16, weight_threshold=1
+        )
+    ],
+}
+
+
+def compressed(configurations: list[object], weight: np.ndarray) -> ct.models.MLModel:
+    """x @ weight.T with the weight compressed by coremltools."""
+
+    @mb.program(input_specs=[mb.TensorSpec((32, 32), types.fp16)], opset_version=ct.target.iOS18)
+    def program(x):  # type: ignore[no-untyped-def]
+        return mb.linear(x=x, weight=weight, name="y")
+
+    model = ct.convert(
+        program, minimum_deployment_target=ct.target.iOS18, skip_model_load=True, outputs=[ct.TensorType("y")]
+    )
+    apply = {
+        ct.optimize.coreml.OpPalettizerConfig: ct.optimize.coreml.palettize_weights,
+        ct.optimize.coreml.OpMagnitudePrunerConfig: ct.optimize.coreml.prune_weights,
+        ct.optimize.coreml.OpLinearQuantizerConfig: ct.optimize.coreml.linear_quantize_weights,
+    }
+    for index, each in enumerate(configurations):
+        config = ct.optimize.coreml.OptimizationConfig(global_config=each)
+        joint = {"joint_compression": True} if index else {}
+        model = apply[type(each)](model, config, **joint)
+    return model
+
+
+@pytest.mark.parametrize("name", COMPRESSORS)
+def test_what_coremltools_compresses_means_the_same_in_the_store(tmp_path: Path, name: str) -> None:
+    weight = np.random.default_rng(1).normal(size=(16, 32)).astype(np.float16)
+    model = compressed(COMPRESSORS[name], weight)
+    model.save(str(tmp_path / "model.mlpackage"))
+    data = tmp_path / "model.mlpackage/Data/com.apple.CoreML"
+    program = load(model.get_spec(), model.get_spec().specificationVersion, str(data / "weights"))
+    operation = next(op for op in program.functions["main"].operations if op.op_type == "linear").weight.op
+    expected = operation.materialized_val_inference()
+    assert expected.dtype == np.float16 and operation.op_type.startswith("constexpr_")
+
+    identity = np.eye(32, dtype=np.float16)
+    found = MLProgram(tmp_path / "model.mlpackage").function().predict({"x": identity})
+    np.testing.assert_array_equal(next(iter(found.values())).T, expected.astype(np.float32))
+
+    store = stored(tmp_path / "store", {"w": taken_over(operation)})
+    np.testing.assert_array_equal(half(store.dense("w")), expected.astype(np.float32))
+    np.testing.assert_array_equal(executed(packaged(tmp_path, store))[0], expected.astype(np.float32))
+
+
+def taken_over(operation: object) -> Described:
+    """coremltools' operations as a weight of the store."""
+    kind, inputs = operation.op_type, operation.inputs  # type: ignore[attr-defined]
+    if kind == "constexpr_sparse_to_dense":
+        inner = inputs["nonzero_data"].op
+        if inner.op_type == "const":
+            mask = inputs["mask"].val.astype(bool)
+            dense = np.zeros(mask.shape, np.float16)
+            dense[mask] = inputs["nonzero_data"].val
+            return Described("float", mask.shape, values=dense, mask=mask)
+        return taken_over(inner)
+    if kind.endswith("blockwise_shift_scale"):
+        scales = inputs["scale"].val
+        data, mask = scattered(inputs, "data", "data_mask", "nonzero_data")
+        signed, offset = data.dtype == np.int8, inputs.get("offset")
+        points = None if offset is None else offset.val.astype(np.uint8)
+        bits = inputs.get("data", inputs.get("nonzero_data")).dtype.get_bitwidth()
+        codes = (data.astype(np.int16) + (1 << (bits - 1)) * signed).astype(np.uint8)
+        size = data.shape[1] // scales.shape[1]
+        return Described("affine", data.shape, bits, size, codes=codes, scales=scales, zero_points=points, mask=mask)
+    tables = inputs["lut"].val
+    groups, vector = tables.shape[0], tables.shape[-1]
+    indices, mask = scattered(inputs, "indices", "indices_mask", "indices_nonzero_data")
+    shape = (len(indices) * vector, indices.shape[1])
+    palette = tables.reshape(groups, -1, *((vector,) if vector > 1 else ()))
+    bits, size = int(np.log2(tables.shape[-2])), shape[0] // groups if groups > 1 else 0
+    return Described("palette", shape, bits, size, vector, codes=indices.astype(np.uint8), palette=palette, mask=mask)
+
+
+def scattered(inputs: dict[str, Var], dense: str, mask: str, nonzero: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """Codes as a matrix, and the mask of those that are kept."""
+    if dense in inputs:
+        return inputs[dense].val, None
+    kept = inputs[mask].val.astype(bool)
+    codes = np.zeros(kept.shape, inputs[nonzero].val.dtype)
+    codes[kept] = inputs[nonzero].val
+    return codes, kept
