@@ -128,9 +128,9 @@ class _LazyTensors(Mapping[str, Any]):
 class Calibration(Artifact):
     """What a seeded calibration set shows of each layer.
 
-    statistics.safetensors: `<weight name>.second_moment` (in, in) float32, mean of x x^T over tokens;
-    `<weight name>.fisher` (the weight's shape) float32, mean squared gradient; `<weight name>.range` (2,) float32,
-    least and greatest input. sensitivity.json: {weight name: scalar}.
+    statistics.safetensors: `<weight name>.second_moment` float32, mean of x x^T over tokens, the upper triangle row by
+    row (quantizers/statistics.py reads it); `<weight name>.fisher` (the weight's shape) float32, mean squared gradient;
+    `<weight name>.range` (2,) float32, least and greatest input. sensitivity.json: {weight name: scalar}.
     """
 
     @property

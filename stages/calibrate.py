@@ -1,23 +1,24 @@
-"""calibrate: what a seeded set of questions shows of each layer, as a Calibration."""
+"""calibrate: what a seeded set of sequences shows of each layer, as a Calibration."""
 
 from pipelines.workspace import Workspace
 from stages.artifacts import Calibration, Checkpoint
-from stages.data.source import question_source
-from stages.quantizers.statistics import measure, one_thread, sensitivity, write_statistics
+from stages.quantizers.sequences import samples_of
+from stages.quantizers.statistics import StatisticsReader, one_thread, sensitivity
+from stages.quantizers.streaming import measure, write_statistics
 from stages.schema import CalibrateConfig
 
 
 def calibrate(checkpoint: Checkpoint, config: CalibrateConfig, work: Workspace) -> Calibration:
-    """Second moments, ranges and Fisher information over config.samples questions, and each weight's sensitivity.
+    """Second moments and ranges over the sequences, and with config.fisher each weight's Fisher information and
+    sensitivity. Memory holds a part of the model at a time; after a kill, parts that were finished are not run again.
 
-    Raises StageError for an empty set, and for activations that are not finite, naming the layer.
+    Raises StageError for an empty set, for data of the user's that is not as expected, and for activations that are not
+    finite, naming the layer.
     """
-    examples = question_source().examples("calibration", config.samples, config.seed)
-    with one_thread():
-        statistics = measure(checkpoint, examples, config, work.progress)
-        scores = sensitivity(checkpoint, statistics)
     calibration = Calibration(work.out)
-    write_statistics(calibration.statistics, statistics)
+    with one_thread():
+        files = measure(checkpoint, samples_of(checkpoint, config), config, work.scratch, work.progress)
+        write_statistics(calibration.statistics, files)
+        scores = sensitivity(checkpoint, StatisticsReader(calibration.statistics))
     calibration.write_json("sensitivity.json", scores)
-    calibration.write_json("activations.json", statistics.activations)
     return calibration

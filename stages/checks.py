@@ -141,14 +141,15 @@ def validation(config: ValidateConfig, device: DeviceProfile | None = None) -> N
 
 def calibration(config: CalibrateConfig, device: DeviceProfile | None = None) -> None:
     """Raise ConfigError where nothing would be drawn."""
-    for key in ("samples", "batch"):
-        if getattr(config, key) < 1:
-            raise ConfigError(f"calibrate.{key} is {getattr(config, key)}", hint="expected 1 or more")
-    if config.image_token_weight < 0:
-        raise ConfigError(
-            f"calibrate.image_token_weight is {config.image_token_weight}",
-            hint="expected 0 or more; 1 counts an image token as a text token",
-        )
+    for key, least in (("samples", 1), ("batch", 1), ("tokens", 2), ("threads", 1)):
+        if getattr(config, key) < least:
+            raise ConfigError(f"calibrate.{key} is {getattr(config, key)}", hint=f"expected {least} or more")
+    for key in ("image_token_weight", "answer_token_weight"):
+        if getattr(config, key) < 0:
+            raise ConfigError(
+                f"calibrate.{key} is {getattr(config, key)}",
+                hint="expected 0 or more; 1 counts such a token as any token of text",
+            )
 
 
 def questions(config: QuestionsConfig, device: DeviceProfile | None = None) -> None:

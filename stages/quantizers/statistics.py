@@ -2,45 +2,29 @@
 
 Second moments drive GPTQ (arXiv:2210.17323), the Fisher information weighs palettes (SqueezeLLM, arXiv:2306.07629) and
 ranks layers: 1/2 sum F (w - q)^2 is the second-order estimate of the answers' KL divergence, in nats a token.
+
+A second moment is symmetric, so that its upper triangle is kept: row by row, each from its diagonal on.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
-from pipelines.errors import StageError
+from pipelines.errors import StageError, nearest
 from stages.artifacts import Checkpoint
-from stages.models.vlm import VisionLanguageModel
-from stages.quantizers.choices import Role
-from stages.quantizers.examples import Batch, Example, answer_loss, batch_of, forward
-from stages.quantizers.layers import Layer, is_matrix, quantizable_layers
 from stages.quantizers.rtn import round_to_nearest
-from stages.schema import CalibrateConfig
-from stages.tensorfile import TensorReader, TensorWriter
+from stages.tensorfile import NUMPY_TYPES, TensorWriter, read_header
 
 SENSITIVITY_BITS, SENSITIVITY_GROUP = 4, 32
-HEAD, LOGITS = "text.lm_head.weight", "text.lm_head"
+_BLOCK = 1024  # columns of a product at a time, of which only what lies above the diagonal is computed
+_WEIGHTS = 1 << 22  # at a time, when errors are summed
 Report = Callable[[float, float, str], None]
-
-
-@dataclass
-class Statistics:
-    """By weight name. second_moments: float32 (in, in); ranges: least and greatest input; fisher: the weight's shape.
-
-    activations, by module name: the largest absolute output, for the check against float16's range.
-    """
-
-    second_moments: dict[str, torch.Tensor] = field(default_factory=dict)
-    ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
-    fisher: dict[str, torch.Tensor] = field(default_factory=dict)
-    activations: dict[str, float] = field(default_factory=dict)
 
 
 @contextmanager
@@ -54,183 +38,131 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def measure(
-    checkpoint: Checkpoint, examples: Sequence[Example], config: CalibrateConfig, progress: Report
-) -> Statistics:
-    """Run the float32 model over the examples, forward in batches, then backward one by one.
+class Moments:
+    """Sums over one layer's inputs. total: (in, in), of which the upper triangle counts; of one batch float32, over
+    batches float64. mass: the sum of the tokens' weights. low, high: the range of the inputs."""
 
-    Raises StageError for no examples, and for activations or gradients that are not finite, naming the layer.
-    """
-    if not examples:
-        raise StageError("the calibration set is empty", hint="Set calibrate.samples to 1 or more; 128 is usual.")
-    model = checkpoint.model()
-    layers = quantizable_layers(model)
-    statistics = Statistics()
-    with torch.no_grad():
-        _measure_forward(model, layers, checkpoint, examples, config, statistics, progress)
-    _measure_fisher(model, layers, checkpoint, examples, statistics, progress)
-    return statistics
+    def __init__(self, total: torch.Tensor, mass: float = 0.0, low: float = math.inf, high: float = -math.inf):
+        self.total, self.mass, self.low, self.high = total, mass, low, high
+
+    @classmethod
+    def of(cls, inputs: torch.Tensor, weights: torch.Tensor | None) -> "Moments":
+        """inputs: (tokens, in) float32; weights: (tokens,), where None 1. Those of weight 0 are left out."""
+        if weights is not None:
+            seen = weights > 0
+            inputs, weights = inputs[seen], weights[seen]
+        weighted = inputs if weights is None else inputs * weights.unsqueeze(1)
+        if not len(inputs):
+            return cls(inputs.new_zeros(inputs.shape[1], inputs.shape[1]))
+        low, high = torch.aminmax(inputs)
+        mass = float(len(inputs) if weights is None else weights.double().sum())
+        return cls(_upper_product(weighted, inputs), mass, float(low), float(high))
+
+    @classmethod
+    def empty(cls, columns: int, device: torch.device) -> "Moments":
+        return cls(torch.zeros(columns, columns, dtype=torch.float64, device=device))
+
+    def add(self, other: "Moments") -> None:
+        self.total += other.total
+        self.mass += other.mass
+        self.low, self.high = min(self.low, other.low), max(self.high, other.high)
+
+    def plus(self, other: "Moments") -> "Moments":
+        both = Moments(self.total.clone(), self.mass, self.low, self.high)
+        both.add(other)
+        return both
+
+    def write(self, writer: TensorWriter, name: str) -> None:
+        """NAME.second_moment, the mean, and NAME.range; nothing where no token was seen."""
+        if self.mass:
+            writer.add(f"{name}.second_moment", packed((self.total / self.mass).float().cpu()))
+            writer.add(f"{name}.range", np.array([self.low, self.high], np.float32))
 
 
-def sensitivity(checkpoint: Checkpoint, statistics: Statistics) -> dict[str, float]:
-    """By weight name, the Fisher-weighted error of rounding it to 4 bits in groups of 32, in nats a token."""
-    scores = {}
-    with checkpoint.tensors() as tensors:
-        for name, fisher in statistics.fisher.items():
-            weight = tensors[name].float().flatten(1)
-            size = SENSITIVITY_GROUP if weight.shape[1] % SENSITIVITY_GROUP == 0 else weight.shape[1]
-            error = weight - round_to_nearest(weight, SENSITIVITY_BITS, size, symmetric=False).dense()
-            scores[name] = float(0.5 * (fisher.flatten(1).double() * error.double().square()).sum())
-    return scores
+def _upper_product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """left^T right, (n, n), without the blocks below the diagonal."""
+    columns = right.shape[1]
+    if columns <= _BLOCK:
+        return left.T @ right
+    product = right.new_zeros(columns, columns)
+    for start in range(0, columns, _BLOCK):
+        rows = slice(start, start + _BLOCK)
+        product[rows, start:] = left[:, rows].T @ right[:, start:]
+    return product
 
 
-def write_statistics(path: Path, statistics: Statistics) -> None:
-    """Write statistics.safetensors, as Calibration describes it."""
-    with TensorWriter(path) as writer:
-        for name, moment in statistics.second_moments.items():
-            writer.add(f"{name}.second_moment", moment.numpy())
-            writer.add(f"{name}.range", np.array(statistics.ranges[name], np.float32))
-        for name, fisher in statistics.fisher.items():
-            writer.add(f"{name}.fisher", fisher.numpy())
+def packed(matrix: torch.Tensor) -> NDArray[np.float32]:
+    """The upper triangle of (n, n), row by row: float32 (n (n + 1) / 2,)."""
+    values = matrix.numpy()
+    return np.concatenate([row[index:] for index, row in enumerate(values)])
+
+
+def unpacked(triangle: NDArray[np.float32]) -> torch.Tensor:
+    """The whole symmetric matrix, float32 (n, n)."""
+    size = (math.isqrt(8 * len(triangle) + 1) - 1) // 2
+    matrix, position = np.zeros((size, size), np.float32), 0
+    for index in range(size):
+        matrix[index, index:] = triangle[position : position + size - index]
+        position += size - index
+    upper = torch.from_numpy(matrix)
+    return upper + upper.triu(1).T
 
 
 class StatisticsReader:
-    """statistics.safetensors, mapped; each tensor is read when asked for. path None: there are none."""
+    """statistics.safetensors; each tensor is read when asked for, into memory of its own. path None: there are none."""
 
     def __init__(self, path: Path | None):
-        self._reader = TensorReader(path) if path else None
+        self._path = path
+        self._entries = read_header(path) if path else {}
 
     def second_moment(self, name: str) -> torch.Tensor:
-        """float32 (in, in). Raises StoreError where calibration did not see the layer."""
-        return self._tensor(f"{name}.second_moment")
+        """float32 (in, in). Raises StageError where calibration did not see the layer."""
+        return unpacked(self._array(name, "second_moment"))
 
     def fisher(self, name: str) -> torch.Tensor:
-        """float32, in the weight's shape. Raises StoreError where calibration did not see the layer."""
-        return self._tensor(f"{name}.fisher")
+        """float32, in the weight's shape. Raises StageError where calibration did not see the layer."""
+        return torch.from_numpy(self._array(name, "fisher"))
 
-    def _tensor(self, name: str) -> torch.Tensor:
-        if self._reader is None:
+    def has(self, name: str, what: str) -> bool:
+        """what: second_moment, range or fisher."""
+        return f"{name}.{what}" in self._entries
+
+    def _array(self, name: str, what: str) -> NDArray[Any]:
+        if self._path is None:
             raise StageError(f"{name} is needed, and there is no calibration", hint="Run calibrate before quantize.")
-        array: NDArray[Any] = np.array(self._reader.array(name))
-        return torch.from_numpy(array)
+        entry = self._entries.get(f"{name}.{what}")
+        if entry is None:
+            raise StageError(f"calibration has no {what.replace('_', ' ')} of {name}", hint=self._hint(name, what))
+        with self._path.open("rb") as file:
+            values = np.fromfile(file, NUMPY_TYPES[entry.dtype], math.prod(entry.shape), offset=entry.begin)
+        return values.reshape(entry.shape)
+
+    def _hint(self, name: str, what: str) -> str:
+        if what == "fisher" and not any(each.endswith(".fisher") for each in self._entries):
+            return "It was made with calibrate.fisher=false; set it to true."
+        if name.startswith(("vision.", "projector.")):
+            return "Calibrate on images too: calibrate.path needs a questions.jsonl."
+        known = {each.rpartition(".")[0] for each in self._entries}
+        return nearest(name, known) or "Weights are named as in the checkpoint."
 
 
-class _Moments:
-    """Sums of one layer's inputs. `weights`: of the current batch's tokens (B, N), for layers of the language model."""
-
-    def __init__(self, columns: int):
-        self.total, self.mass = torch.zeros(columns, columns, dtype=torch.float64), 0.0
-        self.low, self.high = float("inf"), float("-inf")
-
-    def add(self, inputs: torch.Tensor, weights: torch.Tensor | None) -> None:
-        """inputs: (tokens, in); weights: (tokens,), 0 where padded."""
-        if weights is not None:
-            inputs, weights = inputs[weights > 0], weights[weights > 0]
-        weighted = inputs if weights is None else inputs * weights.unsqueeze(1)
-        self.total += (weighted.T @ inputs).double()
-        self.mass += float(len(inputs) if weights is None else weights.sum())
-        self.low, self.high = min(self.low, float(inputs.min())), max(self.high, float(inputs.max()))
-
-    def mean(self) -> torch.Tensor:
-        moment = (self.total / self.mass).float()
-        return ((moment + moment.T) / 2).contiguous()
+def sensitivity(checkpoint: Checkpoint, statistics: StatisticsReader) -> dict[str, float]:
+    """By name of each weight whose Fisher information was measured, the error that it weighs, of rounding the weight to
+    4 bits in groups of 32: in nats a token."""
+    with checkpoint.tensors() as tensors:
+        return {
+            name: _score(tensors[name].flatten(1), statistics.fisher(name).flatten(1))
+            for name in tensors
+            if statistics.has(name, "fisher")
+        }
 
 
-def _measure_forward(
-    model: VisionLanguageModel,
-    layers: dict[str, Layer],
-    checkpoint: Checkpoint,
-    examples: Sequence[Example],
-    config: CalibrateConfig,
-    statistics: Statistics,
-    progress: Report,
-) -> None:
-    moments = {name: _Moments(layer.columns) for name, layer in layers.items() if layer.role is not Role.embeddings}
-    token_weights = head_weights = torch.empty(0)
-
-    def observe(name: str, module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        largest = float(output.abs().max())
-        if not np.isfinite(largest):
-            raise StageError(
-                f"the output of {name} is not finite on calibration images",
-                hint="The checkpoint is unsound there: look at that layer's weights and at those before it.",
-            )
-        statistics.activations[name] = max(statistics.activations.get(name, 0.0), largest)
-        if f"{name}.weight" in moments:
-            tokens = _as_tokens(inputs[0], module)
-            of_text = name.startswith("text.")
-            moments[f"{name}.weight"].add(tokens, token_weights.flatten() if of_text else None)
-        if name == "text.norm" and HEAD in moments:  # the model multiplies by the head's weight itself
-            moments[HEAD].add(output.flatten(0, 1), head_weights.flatten())
-
-    hooks = [
-        module.register_forward_hook(_named(observe, name))
-        for name, module in model.named_modules()
-        if name and not any(module.children()) and not isinstance(module, nn.Embedding)
-    ]
-    for start in range(0, len(examples), config.batch):
-        progress(start, 2 * len(examples), "activations")
-        batch = batch_of(checkpoint, examples[start : start + config.batch])
-        token_weights = _token_weights(batch, model.config.image_token_id, config.image_token_weight)
-        head_weights = torch.nn.functional.pad(batch.answers[:, 1:].float(), (0, 1))
-        logits = forward(model, batch)
-        statistics.activations[LOGITS] = max(statistics.activations.get(LOGITS, 0.0), float(logits.abs().max()))
-    for hook in hooks:
-        hook.remove()
-    for name, moment in moments.items():
-        if moment.mass:
-            statistics.second_moments[name] = moment.mean()
-            statistics.ranges[name] = (moment.low, moment.high)
-
-
-def _named(
-    observe: Callable[[str, nn.Module, tuple[torch.Tensor, ...], torch.Tensor], None], name: str
-) -> Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], None]:
-    return lambda module, inputs, output: observe(name, module, inputs, output)
-
-
-def _as_tokens(inputs: torch.Tensor, module: nn.Module) -> torch.Tensor:
-    """(..., in) or (B, in, H, W) -> (tokens, in)."""
-    if isinstance(module, nn.Conv2d) and is_matrix(module):
-        inputs = inputs.permute(0, 2, 3, 1)
-    return inputs.reshape(-1, inputs.shape[-1])
-
-
-def _token_weights(batch: Batch, image_token_id: int, image_token_weight: float) -> torch.Tensor:
-    """(B, N): 1 for text, image_token_weight for image tokens, 0 for padding."""
-    weights = torch.where(batch.ids == image_token_id, image_token_weight, 1.0)
-    return weights * batch.present
-
-
-def _measure_fisher(
-    model: VisionLanguageModel,
-    layers: dict[str, Layer],
-    checkpoint: Checkpoint,
-    examples: Sequence[Example],
-    statistics: Statistics,
-    progress: Report,
-) -> None:
-    """The empirical Fisher information an answer token: the squared gradients of each example's loss, summed over the
-    examples and divided by the number of their answer tokens."""
-    parameters = dict(model.named_parameters())
-    for name, parameter in parameters.items():
-        parameter.requires_grad_(name in layers)
-    totals = {name: torch.zeros(layer.shape) for name, layer in layers.items()}
-    tokens = 0
-    for index, example in enumerate(examples):
-        progress(len(examples) + index, 2 * len(examples), "gradients")
-        batch = batch_of(checkpoint, [example])
-        answer_loss(forward(model, batch), batch).backward()  # type: ignore[no-untyped-call]
-        tokens += int(batch.answers.sum())
-        for name in layers:
-            gradient = parameters[name].grad
-            if gradient is not None:
-                totals[name].addcmul_(gradient, gradient)
-                parameters[name].grad = None
-    for name, total in totals.items():
-        if not torch.isfinite(total).all():
-            raise StageError(
-                f"the gradient of {name} is not finite on the calibration set",
-                hint="The checkpoint is unsound there: look at that layer's weights.",
-            )
-        statistics.fisher[name] = total / tokens
+def _score(weight: torch.Tensor, fisher: torch.Tensor) -> float:
+    columns = weight.shape[1]
+    size = SENSITIVITY_GROUP if columns % SENSITIVITY_GROUP == 0 else columns
+    total, step = 0.0, max(1, _WEIGHTS // columns)
+    for start in range(0, len(weight), step):
+        part = weight[start : start + step].float()
+        error = part - round_to_nearest(part, SENSITIVITY_BITS, size, symmetric=False).dense()
+        total += float((fisher[start : start + step].double() * error.double().square()).sum())
+    return 0.5 * total

@@ -19,13 +19,13 @@ from pipelines.workspace import Workspace
 from stages.artifacts import Calibration, Checkpoint, QuantizedModel
 from stages.calibrate import calibrate
 from stages.quantize import quantize
-from stages.quantizers.examples import answer_loss, batch_of, forward
-from stages.quantizers.statistics import measure
-from stages.schema import CalibrateConfig, LayerOverride, Method, QuantizeConfig
+from stages.quantizers.examples import batch_of, forward
+from stages.schema import LayerOverride, Method, QuantizeConfig
+from tests.tiny import group
 from tests.toy import toy_checkpoint
 
 CONF = Path(__file__).parents[2] / "conf"
-SMALL = CalibrateConfig(samples=6, seed=3, batch=4, image_token_weight=0.25)
+SMALL = group("calibrate", "default", samples=6, seed=3, batch=4)
 
 
 def workspace(path: Path) -> Workspace:
@@ -54,10 +54,6 @@ def drawn(count: int) -> list[Drawn]:
     return [Drawn(image, "what" + "?" * index, "yes"[: 1 + index % 3]) for index, image in enumerate(images)]
 
 
-def nothing(done: float, total: float, text: str) -> None:
-    pass
-
-
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return toy_checkpoint(tmp_path_factory.mktemp("checkpoint"))
@@ -66,67 +62,6 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 @pytest.fixture(scope="module")
 def calibration(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Calibration:
     return calibrate(checkpoint, SMALL, workspace(tmp_path_factory.mktemp("calibration")))
-
-
-def test_every_quantizable_weight_is_measured(checkpoint: Checkpoint, calibration: Calibration) -> None:
-    tensors, weights = load_file(calibration.statistics), load_file(checkpoint.weights)
-    scores = calibration.read_json("sensitivity.json")
-    assert "text.lm_head.weight" in scores and "vision.stages.0.blocks.0.ffn.expand.weight" in scores
-    for name, score in scores.items():
-        fisher = tensors[f"{name}.fisher"]
-        assert score >= 0 and fisher.shape == weights[name].shape
-        assert bool((fisher >= 0).all()) and (score > 0) == bool(fisher.any())
-        if name == "text.embed_tokens.weight":
-            continue
-        moment, (low, high) = tensors[f"{name}.second_moment"], tensors[f"{name}.range"]
-        assert moment.shape == (weights[name][0].numel(),) * 2 and torch.equal(moment, moment.T)
-        assert low <= high and bool((moment.diagonal() <= max(low.square(), high.square()) * 1.001).all())
-        assert float(torch.linalg.eigvalsh(moment.double())[0]) > -1e-4 * float(moment.diagonal().max())
-    activations = calibration.read_json("activations.json")
-    assert activations["text.lm_head"] > 0 and activations["vision.expansion.depthwise"] > 0
-
-
-def test_second_moments_are_those_of_the_inputs(checkpoint: Checkpoint) -> None:
-    """Against one example at a time, without padding: batches and padding leave no trace."""
-    examples = drawn(5)
-    statistics = measure(checkpoint, examples, dataclasses.replace(SMALL, batch=3), nothing)
-    model, total, mass = checkpoint.model(), torch.zeros(64, 64), 0.0
-    inputs: list[torch.Tensor] = []
-    model.text.layers[1].mlp.up_proj.register_forward_hook(lambda module, given, output: inputs.append(given[0][0]))
-    for example in examples:
-        batch = batch_of(checkpoint, [example])
-        with torch.no_grad():
-            forward(model, batch)
-        weights = torch.where(batch.ids[0] == 258, 0.25, 1.0)
-        total += (inputs[-1] * weights[:, None]).T @ inputs[-1]
-        mass += float(weights.sum())
-    found = statistics.second_moments["text.layers.1.mlp.up_proj.weight"]
-    torch.testing.assert_close(found, total / mass, rtol=1e-4, atol=1e-5)
-
-
-def test_fisher_is_the_squared_gradient_an_answer_token(checkpoint: Checkpoint) -> None:
-    examples = drawn(3)
-    statistics = measure(checkpoint, examples, SMALL, nothing)
-    model, total, tokens = checkpoint.model(), 0.0, 0
-    for example in examples:
-        batch = batch_of(checkpoint, [example])
-        assert int(batch.answers.sum()) == len(example.answer) + 1
-        model.zero_grad()
-        answer_loss(forward(model, batch), batch).backward()
-        total += float(model.projector[0].weight.grad[3, 5] ** 2)
-        tokens += len(example.answer) + 1
-    assert float(statistics.fisher["projector.0.weight"][3, 5]) == pytest.approx(total / tokens, rel=1e-3)
-
-
-def test_no_examples_and_unsound_layers_are_named(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    with pytest.raises(StageError, match=r"the calibration set is empty\n.*calibrate.samples"):
-        measure(checkpoint, [], SMALL, nothing)
-    broken = toy_checkpoint(tmp_path / "broken")
-    state = load_file(broken.weights)
-    state["vision.stages.1.downsample.pointwise.bias"][:] = float("nan")
-    save_file(state, broken.weights)
-    with pytest.raises(StageError, match=r"the output of vision\.stages\.1\.downsample\.pointwise is not finite"):
-        measure(broken, drawn(2), SMALL, nothing)
 
 
 @pytest.mark.parametrize(
