@@ -1,4 +1,4 @@
-"""HQQ (Badri and Shaji 2023, mobiusml.github.io/hqq_blog): affine grids that fit the bulk of the weights, no data needed.
+"""HQQ (Badri and Shaji 2023, mobiusml.github.io/hqq_blog): affine grids that fit the bulk of the weights, without data.
 
 The lp norm of the error, p < 1, lets outliers err. Half-quadratic splitting gives every weight a slack, which shrinking
 finds in closed form; grids are then least squares of what is left. There zero points are real numbers; here they are

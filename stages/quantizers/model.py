@@ -8,6 +8,7 @@ import torch
 from pipelines.errors import StageError
 from pipelines.workspace import Workspace
 from stages.artifacts import Allocation, Calibration, Checkpoint
+from stages.quantizers.awq import Scaled, ScaledStatistics, equalized, explained
 from stages.quantizers.choices import Choice, choices
 from stages.quantizers.layers import Layer, quantizable_layers, reason_for_float, spatial_layers
 from stages.quantizers.methods import Result, quantized
@@ -41,9 +42,9 @@ def quantize_weights(
     with checkpoint.tensors() as stored, StoreWriter(work.out) as writer:
         tensors: Mapping[str, torch.Tensor] = stored
         if any(choice.method is Method.awq and choice.bits for choice in chosen.values()):
-            from stages.quantizers.awq import Scaled, equalized
-
-            tensors = Scaled(stored, equalized(model, stored, statistics, chosen, config))
+            scalings = equalized(model, stored, statistics, chosen)
+            tensors, statistics = Scaled(stored, scalings), ScaledStatistics(statistics, scalings)
+            chosen = explained(chosen, scalings)
         results = _results(tensors, layers, chosen, statistics, config, work)
         if config.method is Method.qat and config.training:
             from stages.quantizers import qat

@@ -1,4 +1,4 @@
-"""NNCF (github.com/openvinotoolkit/nncf), asked for its work alone: it prints tables and reports its use to its makers."""
+"""NNCF (github.com/openvinotoolkit/nncf), and nothing but its work: it prints tables and reports its use."""
 
 import io
 import os

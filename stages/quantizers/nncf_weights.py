@@ -1,7 +1,7 @@
 """NNCF's weights: what nncf.compress_weights makes of a linear layer, without data, code for code.
 
 NNCF multiplies codes and scales in float16; the store's value is their float32 product, so that NNCF's own is the
-store's rounded to float16. Symmetric scales may be negative: NNCF gives the largest weight of a group the code -2^(b-1).
+store's rounded to float16. Symmetric scales may be negative: the largest weight of a group gets the code -2^(b-1).
 """
 
 import torch
