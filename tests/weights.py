@@ -120,7 +120,7 @@ def described(
         return Described(kind, shape, values=values, mask=mask)
     codes = random.integers(0, 1 << width, (rows // vector, columns)).astype(np.uint8)
     if kind == "affine":
-        spatial = len(kernel) == 2 and kernel != (1, 1)
+        spatial = bool(kernel) and kernel != (1, 1)
         divisors = [columns] if spatial else [size for size in range(1, columns + 1) if columns % size == 0]
         size = draw(st.sampled_from(divisors))
         scales = random.normal(size=(rows, columns // size)).astype(np.float16)

@@ -1,6 +1,8 @@
 """Each encoding of a weight, as ONNX Runtime itself reads it, against the store's own meaning of the bits."""
 
+import math
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from pipelines.errors import LoweringError
 from stages.lowering.limits import block_size
-from stages.lowering.onnx import lower_program
+from stages.lowering.onnx import lower_program, supported_formats
+from stages.lowering.onnx.weights import check_formats
 from stages.quantizers.store import QuantizedStore, StoreWriter
+from tests.weights import Described, described, write
 
 
 def run(module: nn.Module, store: QuantizedStore, *inputs: np.ndarray) -> np.ndarray:
@@ -31,7 +36,7 @@ def run(module: nn.Module, store: QuantizedStore, *inputs: np.ndarray) -> np.nda
 def formats(draw) -> tuple[int, int, int, int, bool]:
     """rows, columns, bits, group size, symmetric."""
     group = draw(st.sampled_from([16, 32, 48, 64, 256, 0]))
-    columns = draw(st.integers(1, 100)) if group == 0 else group * draw(st.integers(1, 4))
+    columns = draw(st.integers(1, 300)) if group == 0 else group * draw(st.integers(1, 4))
     bits, symmetric = draw(st.sampled_from([2, 4, 8])), draw(st.booleans())
     return draw(st.integers(1, 20)), columns, bits, group or columns, symmetric
 
@@ -47,6 +52,12 @@ def random_store(path: Path, shape: tuple[int, ...], bits: int, group: int, symm
     return QuantizedStore.open(path)
 
 
+def stored(path: Path, weight: Described) -> QuantizedStore:
+    with StoreWriter(path) as writer:
+        write(writer, "weight", weight)
+    return QuantizedStore.open(path)
+
+
 @settings(max_examples=25, deadline=None)
 @given(formats())
 def test_linear_reads_the_stored_bits(form):
@@ -55,7 +66,7 @@ def test_linear_reads_the_stored_bits(form):
         store = random_store(Path(folder), (rows, columns), bits, group, symmetric)
         identity = np.eye(columns, dtype=np.float32)
         found = run(nn.Linear(columns, rows, bias=False), store, identity)
-        np.testing.assert_allclose(found.T, store.dense("weight"), rtol=1e-6, atol=1e-6)
+        np.testing.assert_array_equal(found.T, store.dense("weight"))
 
 
 @settings(max_examples=25, deadline=None)
@@ -76,7 +87,90 @@ def test_convolution_reads_the_stored_bits(form):
         store = random_store(Path(folder), (rows, columns, 1, 1), bits, group, symmetric)
         pixels = np.eye(columns, dtype=np.float32)[None, :, :, None]
         found = run(nn.Conv2d(columns, rows, 1, bias=False), store, pixels)
-        np.testing.assert_allclose(found[0, :, :, 0], store.dense("weight")[:, :, 0, 0], rtol=1e-6, atol=1e-6)
+        np.testing.assert_array_equal(found[0, :, :, 0], store.dense("weight")[:, :, 0, 0])
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    described(kinds=("affine",), bits={"affine": (2, 4, 8)}, kernels=((3, 3), (1, 5)), patterns=(None,)), st.booleans()
+)
+def test_wide_convolutions_read_the_stored_bits(weight, depthwise):
+    """Each pixel of the input alone, in a batch: what comes out is the kernel."""
+    rows, inputs, *kernel = weight.shape
+    channels, groups = (rows, rows) if depthwise else (inputs, 1)
+    if depthwise:
+        inputs, weight = 1, by_channel(weight)
+    with tempfile.TemporaryDirectory() as folder:
+        store = stored(Path(folder), weight)
+        module = nn.Conv2d(channels, rows, tuple(kernel), groups=groups, bias=False)
+        pixels = np.eye(channels * math.prod(kernel), dtype=np.float32).reshape(-1, channels, *kernel)
+        found = run(module, store, pixels)[:, :, 0, 0].T.reshape(rows, channels, *kernel)
+        expected = weight.meaning().reshape(rows, inputs, *kernel)
+        if depthwise:
+            found = found[np.arange(rows), np.arange(rows)][:, None]
+        np.testing.assert_array_equal(found, expected)
+
+
+def by_channel(weight: Described) -> Described:
+    """The first input's kernels alone, a scale for each."""
+    size = math.prod(weight.shape[2:])
+    codes, scales = weight.codes[:, :size], weight.scales[:, :1]
+    points = None if weight.zero_points is None else weight.zero_points[:, :1]
+    shape = (weight.rows, 1, *weight.shape[2:])
+    return replace(weight, shape=shape, group_size=size, codes=codes, scales=scales, zero_points=points)
+
+
+@pytest.mark.parametrize("shape", [(96, 64, 3, 3), (512, 256)])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_the_file_holds_the_stored_bytes(tmp_path, shape, bits):
+    store = random_store(tmp_path, shape, bits, int(np.prod(shape[1:])), True)
+    module = nn.Conv2d(64, 96, 3, bias=False) if len(shape) == 4 else nn.Linear(256, 512, bias=False)
+    inputs = torch.zeros(1, 64, 8, 8) if len(shape) == 4 else torch.zeros(1, 256)
+    program = torch.export.export(module, (inputs,), strict=False)
+    lower_program(program, store, tmp_path / "one.onnx", outputs=["y"], accuracy_level=1)
+    size = (tmp_path / "one.onnx.data").stat().st_size
+    assert store.total_bytes() <= size <= store.total_bytes() + 64
+
+
+REFUSED = [
+    (
+        Described("affine", (4, 8), 3, 8, codes=np.zeros((4, 8), np.uint8), scales=np.ones((4, 1), np.float16)),
+        "affine, 3 bits",
+    ),
+    (
+        Described("affine", (4, 8), 6, 8, codes=np.zeros((4, 8), np.uint8), scales=np.ones((4, 1), np.float16)),
+        "affine, 6 bits",
+    ),
+    (
+        Described("palette", (4, 8), 2, codes=np.zeros((4, 8), np.uint8), palette=np.ones((1, 4), np.float16)),
+        "a palette of 2 bits",
+    ),
+    (
+        Described(
+            "affine",
+            (4, 8),
+            4,
+            8,
+            codes=np.zeros((4, 8), np.uint8),
+            scales=np.ones((4, 1), np.float16),
+            mask=np.arange(32).reshape(4, 8) % 4 > 0,
+        ),
+        "sparse (25% zeros",
+    ),
+    (
+        Described("float", (4, 8), values=np.ones((4, 8), np.float16), mask=np.eye(4, 8, dtype=bool)),
+        "sparse (88% zeros",
+    ),
+]
+
+
+@pytest.mark.parametrize(("weight", "message"), REFUSED)
+def test_other_formats_are_refused_with_what_there_is(tmp_path, weight, message):
+    store = stored(tmp_path, weight)
+    with pytest.raises(LoweringError) as caught:
+        check_formats(store)
+    assert "weight 'weight' is" in caught.value.message and message in caught.value.message
+    assert all(name in caught.value.hint for name in supported_formats())
 
 
 @pytest.mark.parametrize(

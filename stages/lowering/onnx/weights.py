@@ -4,7 +4,7 @@
     affine in a linear    com.microsoft MatMulNBits
     affine as a table     com.microsoft GatherBlockQuantized
     affine elsewhere      codes, minus zero points, times scales, folded when the model is loaded
-    palette               none: LoweringError
+    palette, sparse       none: LoweringError
 
 A scale holds for `group_size` columns; MatMulNBits wants blocks of a power of two, at least 16. Where a group is
 larger, its scale is repeated when the model is loaded, so that the file holds it once.
@@ -161,12 +161,18 @@ def _format(graph: GraphBuilder, name: str) -> TensorFormat:
 
 
 def _check_format(name: str, form: TensorFormat) -> None:
-    if form.format == "float" or (form.format == "affine" and form.bits in SUPPORTED_BITS):
+    held = supported_formats()
+    if all(need in held for need in form.needs()):
         return
-    what = f"a palette of {form.bits} bits" if form.format == "palette" else f"{form.format}, {form.bits} bits"
+    if form.format == "palette":
+        what, instead = f"a palette of {form.bits} bits", "quantize.format=affine and one of these widths"
+    elif form.format == "affine" and form.bits not in SUPPORTED_BITS:
+        what, instead = f"affine, {form.bits} bits", "one of these widths"
+    else:
+        what, instead = f"sparse ({form.sparsity:.0%} zeros by a mask)", "quantize.sparsity=0 for this device"
     raise LoweringError(
         f"weight '{name}' is {what}, which ONNX Runtime cannot hold",
-        hint=f"It holds {', '.join(supported_formats())}. Choose quantize.format=affine and one of these bits.",
+        hint=f"It holds {', '.join(held)}, all of them dense. Choose {instead}.",
     )
 
 
