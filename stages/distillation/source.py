@@ -5,12 +5,17 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from tokenizers import Tokenizer
 from torch.nn import functional as F
 
+from pipelines.errors import StageError
 from stages.artifacts import Checkpoint
-from stages.data.batches import Batch, training_batches
+from stages.data.batches import LENGTH, Batch, training_batches
+from stages.data.questions import corpus
 from stages.models.training import packed_context
 from stages.models.vlm import VisionLanguageModel
+
+TEMPLATE, END = "{image}{question}<|im_start|>", "<|im_end|>"  # as stages/data/batches.py packs them
 
 
 @dataclass
@@ -51,12 +56,14 @@ class Source(Protocol):
 class ProceduralQuestions:
     """The reference data's training batches: each image once, with four questions behind it that share its features.
 
-    The student's own preprocessing scales the pixels; a model of another resolution gets them resized.
+    The student's own preprocessing scales the pixels; a model of another resolution gets them resized. Raises
+    StageError for a prompt that is not the reference model's, and for a tokenizer that makes questions too long.
     """
 
     def __init__(self, student: Checkpoint, *, seed: int, batch: int, workers: int):
         settings = student.preprocessing()
         self._tokenizer, self._grid = student.tokenizer(), student.config().vision.grid
+        _check_prompt(settings, self._tokenizer)
         self._seed, self._batch, self._workers = seed, batch, workers
         self._mean, self._std = (torch.tensor(settings[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
 
@@ -95,3 +102,20 @@ class ProceduralQuestions:
         if images.shape[-1] != size:
             images = F.interpolate(images, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
         return images.div(255.0).sub(self._mean.to(images)).div(self._std.to(images))
+
+
+def _check_prompt(settings: dict[str, Any], tokenizer: Tokenizer) -> None:
+    found = settings["prompt_template"], settings["end_token"]
+    if found != (TEMPLATE, END):
+        raise StageError(
+            f"the training questions end in {END} and are asked as {TEMPLATE!r}; preprocessing.json has the "
+            f"end_token {found[1]} and the prompt_template {found[0]!r}",
+            hint="For another prompt give a source of questions of its own (stages/distillation/source.py).",
+        )
+    longest = max(len(tokenizer.encode(line).ids) for line in corpus())
+    if longest + 2 > LENGTH:
+        raise StageError(
+            f"the training questions have up to {longest} tokens by this tokenizer.json, and are packed into {LENGTH} "
+            "tokens with their answers",
+            hint="Expected the reference model's tokenizer.json.",
+        )
