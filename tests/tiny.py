@@ -15,8 +15,9 @@ from stages.load import load
 from stages.models.layouts.new import new_checkpoint
 from stages.probe import probe
 from stages.quantize import quantize
-from stages.schema import SCHEMAS, ModelConfig
+from stages.schema import ModelConfig
 from stages.validate import validate
+from tests.conf import group
 
 PROJECT = find_project(Path(__file__).parent)
 DEVICES = {"onnxruntime": "pixel-8", "coreml": "iphone-15-pro"}
@@ -27,12 +28,6 @@ QUANTIZED: dict[str, dict[str, Any]] = {
     "none": {},
 }
 FEW_WORDS = {"onnxruntime": {}, "coreml": {"head_width": 256}}  # three parts of a head: two whole ones, and a rest
-
-
-def group(name: str, file: str, **changes: Any) -> Any:
-    """conf/NAME/FILE.yaml with changes, as a stage is given it."""
-    values = OmegaConf.load(PROJECT.root / f"conf/{name}/{file}.yaml")
-    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(SCHEMAS[name]), values, changes))
 
 
 def device(runtime: str) -> Any:

@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from pipelines.errors import ConfigError, StageError, nearest
+from stages.lowering.limits import SMALLEST_BLOCK
 from stages.schema import Format, Importance, LayerOverride, Method, QuantizeConfig
 
 AFFINE_BITS, PALETTE_BITS = (2, 3, 4, 6, 8), (1, 2, 3, 4, 6, 8)
@@ -298,7 +299,8 @@ def _fitted(choice: Choice, shape: tuple[int, ...]) -> Choice:
             return replace(choice, group_size=rows, reason=f"{choice.group_size} rows do not divide {rows}")
         return replace(choice, group_size=size)
     size = choice.group_size or columns
-    if columns % size:
-        reason = f"{columns} columns are no multiple of {size}: 8 bits, one scale a row"
-        return Choice(Method.rtn, Format.affine, 8, columns, choice.symmetric, reason=reason)
-    return replace(choice, group_size=size)
+    if columns % size == 0:
+        return replace(choice, group_size=size)
+    shared = math.gcd(columns, size)
+    shared = shared if shared >= SMALLEST_BLOCK and size < columns else columns
+    return replace(choice, group_size=shared, reason=f"groups of {size} do not divide {columns} columns")

@@ -10,6 +10,7 @@ from pipelines.workspace import Workspace
 from stages.artifacts import Allocation, Calibration, Checkpoint
 from stages.quantizers.awq import Scaled, ScaledStatistics, equalized, explained
 from stages.quantizers.choices import Choice, choices
+from stages.quantizers.coverage import check_coverage, report_coverage
 from stages.quantizers.layers import Layer, quantizable_layers, reason_for_float, spatial_layers
 from stages.quantizers.methods import Result, quantized
 from stages.quantizers.results import Float, Palette
@@ -57,7 +58,8 @@ def quantize_weights(
             floats.discard(name)
         for name in sorted(floats):
             _add_float(writer, name, tensors[name], reason_for_float(model, name))
-        _check_coverage(chosen, writer.formats())
+        check_coverage(chosen, writer.formats())
+    report_coverage(writer.formats(), work)
     return writer.formats()
 
 
@@ -105,13 +107,3 @@ def _add_float(writer: StoreWriter, name: str, tensor: torch.Tensor, reason: str
         writer.add_float(name, array, f"values above float16's {_FLOAT16_LIMIT:,.0f}")
     else:
         writer.add_float(name, array.astype(np.float16), reason)
-
-
-def _check_coverage(chosen: Mapping[str, Choice], formats: Mapping[str, TensorFormat]) -> None:
-    """Every weight has the bits that were chosen for it; a method that skips one must not go unseen."""
-    for name, choice in chosen.items():
-        form = formats.get(name)
-        found = "nothing" if form is None else f"{form.format} {form.bits}" if form.bits else "float"
-        expected = f"{choice.format.value} {choice.bits}" if choice.bits else "float"
-        if found != expected:
-            raise StageError(f"weight '{name}' was to become {expected} bits and is stored as {found}")

@@ -20,7 +20,7 @@ from stages.quantizers.layers import quantizable_layers
 from stages.quantizers.sequences import samples_of
 from stages.quantizers.statistics import StatisticsReader, packed, unpacked
 from stages.schema import CalibrateConfig, Draw
-from tests.tiny import group
+from tests.conf import group
 from tests.toy import toy_checkpoint
 
 torch.set_num_threads(1)

@@ -6,14 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 
 from pipelines.errors import ConfigError
 from stages.checks import calibration, probe, questions, sizes, training, validation, weight_formats
 from stages.evaluation.answers import Answer
 from stages.evaluation.metrics import compare
 from stages.evaluation.names import TASK_METRICS
-from stages.schema import SCHEMAS
+from tests import conf
 
 PROJECT = Path(__file__).parents[2]
 CORE_ML, ONNX = "iphone-15-pro", "pixel-8"
@@ -21,8 +20,7 @@ GATE = {"metric": "retention_low", "task": None, "min": 0.95, "max": None}
 
 
 def group(name: str, file: str = "default", **changes):
-    values = OmegaConf.merge(OmegaConf.structured(SCHEMAS[name]), OmegaConf.load(PROJECT / f"conf/{name}/{file}.yaml"))
-    return OmegaConf.to_object(OmegaConf.merge(values, changes))
+    return conf.group(name, file, **changes)
 
 
 FORMATS = [

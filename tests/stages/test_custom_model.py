@@ -18,16 +18,12 @@ from stages.lowering.graph import TABLES
 from stages.probe import probe
 from stages.quantize import quantize
 from stages.runtimes.opening import open_graph
-from stages.schema import SCHEMAS, ModelConfig, ProbeConfig
+from stages.schema import ModelConfig, ProbeConfig
+from tests.conf import group
 
 PROJECT = Path(__file__).parents[2]
 EXAMPLE = PROJECT / "tests/examples/clip"
 DEVICES = {"onnx": "pixel-8", "coreml": "iphone-15-pro"}
-
-
-def group(name: str, file: str, **changes):
-    values = OmegaConf.merge(OmegaConf.structured(SCHEMAS[name]), OmegaConf.load(PROJECT / f"conf/{name}/{file}.yaml"))
-    return OmegaConf.to_object(OmegaConf.merge(values, changes))
 
 
 def workspace(path: Path) -> Workspace:

@@ -18,8 +18,9 @@ from stages.models.qwen2 import MaskedContext
 from stages.probe import probe
 from stages.quantizers.store import QuantizedStore
 from stages.tensorfile import TensorReader
+from tests.conf import group
 from tests.rounded import rounded
-from tests.tiny import group, workspace
+from tests.tiny import workspace
 from tests.toy import PREPROCESSING, toy_checkpoint
 
 TOKENS = 24

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 from pipelines.errors import ConfigError, StageError, TapeoutError
@@ -21,10 +20,9 @@ from stages.calibrate import calibrate
 from stages.quantize import quantize
 from stages.quantizers.examples import batch_of, forward
 from stages.schema import LayerOverride, Method, QuantizeConfig
-from tests.tiny import group
+from tests.conf import CONF, group
 from tests.toy import toy_checkpoint
 
-CONF = Path(__file__).parents[2] / "conf"
 SMALL = group("calibrate", "default", samples=6, seed=3, batch=4)
 
 
@@ -35,10 +33,7 @@ def workspace(path: Path) -> Workspace:
 
 
 def configured(name: str, **changes: Any) -> QuantizeConfig:
-    loaded = OmegaConf.merge(OmegaConf.structured(QuantizeConfig), OmegaConf.load(CONF / "quantize" / f"{name}.yaml"))
-    config = OmegaConf.to_object(loaded)
-    assert isinstance(config, QuantizeConfig)
-    return dataclasses.replace(config, **changes)
+    return dataclasses.replace(group("quantize", name), **changes)
 
 
 @dataclasses.dataclass
@@ -96,8 +91,8 @@ def test_what_is_not_as_configured_says_why(checkpoint: Checkpoint, calibration:
     config = configured("int4", group_size=64)
     store = quantize(checkpoint, config, workspace(tmp_path), calibration).store()
     form = store.format("text.layers.0.mlp.down_proj.weight")
-    assert (form.bits, form.group_size) == (8, 96)
-    assert form.reason == "96 columns are no multiple of 64: 8 bits, one scale a row"
+    assert (form.bits, form.group_size) == (4, 32)
+    assert form.reason == "groups of 64 do not divide 96 columns"
     assert store.format("text.layers.0.mlp.up_proj.weight").reason == ""
     assert store.format("vision.patch_embed.0.weight").reason == "a 3x3 convolution in 1 groups, not a matrix"
     assert store.format("text.norm.weight").reason == ""

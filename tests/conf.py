@@ -1,0 +1,31 @@
+"""The files of conf/, as a stage is given them."""
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from stages.schema import SCHEMAS
+
+CONF = Path(__file__).parents[1] / "conf"
+
+
+def group(name: str, file: str, **changes: Any) -> Any:
+    """conf/NAME/FILE.yaml, with the files that its defaults name before it and `changes` behind it."""
+    values = OmegaConf.merge(OmegaConf.structured(SCHEMAS[name]), *_chain(name, file), changes)
+    return OmegaConf.to_object(values)
+
+
+def _chain(name: str, file: str) -> list[Any]:
+    values: Any = OmegaConf.load(CONF / name / f"{file}.yaml")
+    chain: list[Any] = []
+    for entry in values.pop("defaults", ["_self_"]):
+        if entry == "_self_":
+            chain.append(values)
+        elif isinstance(entry, str):
+            chain += _chain(name, entry)
+        else:  # such as "/distill@training: default"
+            (place, chosen), *_ = entry.items()
+            other, _, key = place.strip("/").partition("@")
+            chain.append(OmegaConf.create({key: OmegaConf.merge(*_chain(other, chosen))}))
+    return chain
