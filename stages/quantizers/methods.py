@@ -58,6 +58,7 @@ def _palette(
             damping=config.damping,
             activation_order=config.activation_order,
             refinement=config.refinement,
+            mask=mask,
             channel_scale=choice.channel_scale,
             vector=choice.vector,
         )
@@ -92,6 +93,7 @@ def _affine(
             activation_order=config.activation_order,
             search=config.scale_search,
             refinement=config.refinement,
+            mask=mask,
         )
     if choice.method is Method.hqq:
         from stages.quantizers.hqq import hqq

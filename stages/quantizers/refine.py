@@ -19,15 +19,23 @@ _RIDGE = 1e-6  # of the normal equations, towards the entries as they are
 Nearest = Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]
 
 
-def refine_affine(weight: torch.Tensor, start: Affine, hessian: torch.Tensor, bits: int, passes: int) -> Affine:
-    """weight: float32 (out, in); hessian: float32 (in, in), positive definite. No row's error grows."""
+def refine_affine(
+    weight: torch.Tensor,
+    start: Affine,
+    hessian: torch.Tensor,
+    bits: int,
+    passes: int,
+    mask: torch.Tensor | None = None,
+) -> Affine:
+    """weight: float32 (out, in); hessian: float32 (in, in), positive definite. No row's error grows. mask: bool (out,
+    in), False where the code is the zero point and stays so."""
     size = weight.shape[1] // start.scales.shape[1]
     zeros = start.zero_points.repeat_interleave(size, 1)
     best, current, least = start, start, row_errors(weight, start.dense(), hessian)
     for _ in range(passes):
         scales = _affine_scales(weight, current, hessian)
         spread = scales.repeat_interleave(size, 1)
-        nearest = _on_affine(spread, zeros, bits)
+        nearest = _on_affine(spread, zeros, bits, mask)
         codes = _descended(weight, decode(current.codes, spread, zeros), current.codes, hessian, nearest)
         current = replace(current, codes=codes, scales=scales)
         errors = row_errors(weight, current.dense(), hessian)
@@ -47,16 +55,16 @@ def refine_palette(weight: torch.Tensor, start: Palette, hessian: torch.Tensor, 
     best, current, least = start, start, row_errors(weight, start.dense(), hessian).reshape(groups, -1).sum(1)
     for _ in range(passes):
         book = Codebook(_entries(weight, current, hessian), start.group_size, start.channel_scales)
-        nearest = _on_palette(book)
-        codes = _descended(weight, book.decode(current.codes), current.codes, hessian, nearest)
-        current = book.coded(codes)
+        nearest = _on_palette(book, start.mask)
+        current = replace(book.coded(current.codes), mask=start.mask)
+        current = replace(current, codes=_descended(weight, current.dense(), current.codes, hessian, nearest))
         errors = row_errors(weight, current.dense(), hessian).reshape(groups, -1).sum(1)
         better = errors < least
         if not better.any():
             break
         least = torch.minimum(errors, least)
         palette = torch.where(better.reshape(-1, *[1] * (book.palette.ndim - 1)), book.palette, best.palette)
-        codes = torch.where(better.repeat_interleave(shared).unsqueeze(1), codes, best.codes)
+        codes = torch.where(better.repeat_interleave(shared).unsqueeze(1), current.codes, best.codes)
         best = replace(best, codes=codes, palette=palette)
     return best
 
@@ -67,18 +75,21 @@ def row_errors(weight: torch.Tensor, dense: torch.Tensor, hessian: torch.Tensor)
     return ((error @ hessian) * error).sum(1, dtype=torch.float64)
 
 
-def _on_affine(scales: torch.Tensor, zeros: torch.Tensor, bits: int) -> Nearest:
+def _on_affine(scales: torch.Tensor, zeros: torch.Tensor, bits: int, mask: torch.Tensor | None) -> Nearest:
     def nearest(values: torch.Tensor, column: int) -> tuple[torch.Tensor, torch.Tensor]:
         codes = encode(values, scales[:, column], zeros[:, column], bits)
+        if mask is not None:
+            codes = torch.where(mask[:, column], codes, zeros[:, column])
         return codes, decode(codes, scales[:, column], zeros[:, column])
 
     return nearest
 
 
-def _on_palette(book: Codebook) -> Nearest:
+def _on_palette(book: Codebook, mask: torch.Tensor | None) -> Nearest:
     def nearest(values: torch.Tensor, column: int) -> tuple[torch.Tensor, torch.Tensor]:
         codes = book.encode(values.unsqueeze(1), slice(column, column + 1))
-        return codes[:, 0], book.decode(codes)[:, 0]
+        found = book.decode(codes)[:, 0]
+        return codes[:, 0], found if mask is None else torch.where(mask[:, column], found, 0.0)
 
     return nearest
 
@@ -144,8 +155,9 @@ def _solved(
     for row in rows:
         codes = current.codes[row // current.vector].long()
         scale = 1.0 if current.channel_scales is None else float(current.channel_scales[row])
-        product = torch.zeros(count, len(hessian)).index_add_(0, codes, hessian)
-        normal += torch.zeros(count, count).index_add_(1, codes, product) * scale**2
+        kept = slice(None) if current.mask is None else current.mask[row]
+        product = torch.zeros(count, len(hessian)).index_add_(0, codes[kept], hessian[kept])
+        normal += torch.zeros(count, count).index_add_(1, codes[kept], product[:, kept]) * scale**2
         right += product @ weight[row] * scale
     ridge = _RIDGE * normal.diagonal().double()
     ridge = torch.where(ridge > 0, ridge, 1.0)
