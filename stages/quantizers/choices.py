@@ -128,7 +128,7 @@ def uses_statistics(config: QuantizeConfig) -> bool:
     """Whether any weight's codes depend on a calibration."""
     if allocates(config) or config.activations:
         return True
-    choices_made = [choice for choice in check_choices(config) if choice.bits]
+    choices_made = [choice for choice in check_choices(config) if choice.bits or choice.sparse]
     return any(
         choice.method in (Method.gptq, Method.awq)
         or choice.sparse

@@ -76,6 +76,7 @@ def _results(
     for index, name in enumerate(names):
         work.progress(index, len(names), name)
         weight = tensors[name].float().flatten(1)
+        _check_finite(name, weight)
         yield name, quantized(name, weight, layers[name], chosen[name], statistics, config)
 
 
@@ -99,6 +100,7 @@ def _add(writer: StoreWriter, name: str, layer: Layer, choice: Choice, result: R
 
 def _add_float(writer: StoreWriter, name: str, tensor: torch.Tensor, reason: str) -> None:
     array = tensor.float().numpy()
+    _check_finite(name, tensor)
     if not tensor.is_floating_point():
         if not torch.equal(tensor.float().to(tensor.dtype), tensor):
             raise StageError(f"'{name}' holds integers beyond 16,777,216", hint="Make it a buffer that is not saved.")
@@ -107,3 +109,10 @@ def _add_float(writer: StoreWriter, name: str, tensor: torch.Tensor, reason: str
         writer.add_float(name, array, f"values above float16's {_FLOAT16_LIMIT:,.0f}")
     else:
         writer.add_float(name, array.astype(np.float16), reason)
+
+
+def _check_finite(name: str, tensor: torch.Tensor) -> None:
+    if not torch.isfinite(tensor).all():
+        raise StageError(
+            f"'{name}' holds NaN or infinite values", hint="The checkpoint is unsound: `load` looks for such; run it."
+        )
