@@ -237,7 +237,7 @@ def _expected(target: torch.Tensor, heard: torch.Tensor, feedback: torch.Tensor)
 
     target: the weights; heard: with the errors before the group; feedback (n, n): U within the group.
     """
-    moved = torch.linalg.solve_triangular(feedback.T, heard - target, upper=False, unitriangular=True)
+    moved: torch.Tensor = torch.linalg.solve_triangular(feedback.T, heard - target, upper=False, unitriangular=True)
     return target + moved
 
 
