@@ -122,7 +122,7 @@ WRONG = [
     (
         {"method": Method.kmeans},
         ConfigError,
-        ["kmeans does not make format affine", "set quantize.method=rtn, or gptq"],
+        ["kmeans does not make format affine", "set quantize.method to one of: rtn, gptq"],
     ),
     ({"group_size": -1}, ConfigError, ["group_size is -1"]),
     ({"damping": 0.0}, ConfigError, ["quantize.damping is 0.0"]),
