@@ -1,5 +1,6 @@
 """A whole model through the methods: one weight at a time, read from the checkpoint and written to the store."""
 
+import math
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -9,11 +10,13 @@ from pipelines.errors import StageError
 from pipelines.workspace import Workspace
 from stages.artifacts import Allocation, Calibration, Checkpoint
 from stages.quantizers.awq import Scaled, ScaledStatistics, equalized, explained
-from stages.quantizers.choices import Choice, choices
+from stages.quantizers.choices import Choice, Role, choices
+from stages.quantizers.clock import Clock
 from stages.quantizers.coverage import check_coverage, report_coverage
 from stages.quantizers.layers import Layer, quantizable_layers, reason_for_float, spatial_layers
 from stages.quantizers.methods import Result, quantized
 from stages.quantizers.results import Float, Palette
+from stages.quantizers.resume import Finished
 from stages.quantizers.statistics import StatisticsReader
 from stages.quantizers.store import StoreWriter, TensorFormat
 from stages.schema import Method, QuantizeConfig
@@ -73,11 +76,24 @@ def _results(
 ) -> Iterator[tuple[str, Result]]:
     """Each weight that does not stay as it is, by name, sorted."""
     names = [name for name in sorted(tensors) if name in chosen and (chosen[name].bits or chosen[name].sparse)]
-    for index, name in enumerate(names):
-        work.progress(index, len(names), name)
-        weight = tensors[name].float().flatten(1)
-        _check_finite(name, weight)
-        yield name, quantized(name, weight, layers[name], chosen[name], statistics, config)
+    finished, clock = Finished(work.scratch / "finished"), Clock(work.progress)
+    clock.total = sum(_cost(layers[name]) for name in names)
+    for name in names:
+        result = finished.get(name)
+        if result is None:
+            weight = tensors[name].float().flatten(1)
+            _check_finite(name, weight)
+            result = quantized(name, weight, layers[name], chosen[name], statistics, config)
+            finished.keep(name, result)
+            clock.add(_cost(layers[name]), name)
+        else:
+            clock.skip(_cost(layers[name]))
+        yield name, result
+
+
+def _cost(layer: Layer) -> float:
+    """Of quantizing it, about: each weight's error meets those of its row, but for an embedding's."""
+    return math.prod(layer.shape) * (64.0 if layer.role is Role.embeddings else layer.columns)
 
 
 def _add(writer: StoreWriter, name: str, layer: Layer, choice: Choice, result: Result) -> None:

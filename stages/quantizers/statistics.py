@@ -7,7 +7,7 @@ A second moment is symmetric, so that its upper triangle is kept: row by row, ea
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ from stages.tensorfile import NUMPY_TYPES, TensorWriter, read_header
 SENSITIVITY_BITS, SENSITIVITY_GROUP = 4, 32
 _BLOCK = 1024  # columns of a product at a time, of which only what lies above the diagonal is computed
 _WEIGHTS = 1 << 22  # at a time, when errors are summed
-Report = Callable[[float, float, str], None]
 
 
 @contextmanager
@@ -135,6 +134,8 @@ class StatisticsReader:
             raise StageError(f"calibration has no {what.replace('_', ' ')} of {name}", hint=self._hint(name, what))
         with self._path.open("rb") as file:
             values = np.fromfile(file, NUMPY_TYPES[entry.dtype], math.prod(entry.shape), offset=entry.begin)
+        if not np.isfinite(values).all():
+            raise StageError(f"the {what.replace('_', ' ')} of {name} holds NaN", hint="Run calibrate again.")
         return values.reshape(entry.shape)
 
     def _hint(self, name: str, what: str) -> str:

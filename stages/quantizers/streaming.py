@@ -13,12 +13,13 @@ import torch
 
 from pipelines.errors import StageError
 from stages.artifacts import Checkpoint
+from stages.quantizers.clock import Clock, Report
 from stages.quantizers.examples import Sample
 from stages.quantizers.layers import quantizable_layers
 from stages.quantizers.streaming_gradients import backward
 from stages.quantizers.streaming_moments import forward
 from stages.quantizers.streaming_pieces import check_kind, pieces_of
-from stages.quantizers.streaming_state import Clock, Passage, Report, Tensors, Workers, device_of, exact_products
+from stages.quantizers.streaming_state import Passage, Tensors, Workers, device_of, exact_products
 from stages.schema import CalibrateConfig
 from stages.tensorfile import PlannedWriter, TensorReader, read_header
 

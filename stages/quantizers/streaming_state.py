@@ -1,6 +1,5 @@
-"""What a calibration in pieces keeps: the passage itself, tensors in files, workers, the time to go."""
+"""What a calibration in pieces keeps: the passage itself, tensors in files, workers."""
 
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,12 +15,12 @@ import torch
 from stages.artifacts import Checkpoint
 from stages.data.image import preprocess
 from stages.models.vlm import VisionLanguageModel
+from stages.quantizers.clock import Clock
 from stages.quantizers.examples import Sample
 from stages.quantizers.layers import Layer
 from stages.quantizers.streaming_pieces import EMBEDDINGS, NORM, Piece
 from stages.schema import CalibrateConfig
 
-Report = Callable[[float, float, str], None]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -44,7 +43,7 @@ class Passage:
     gradients: "Tensors"
     workers: "Workers"
     device: torch.device
-    clock: "Clock"
+    clock: Clock
 
     def concerned(self, piece: Piece) -> list[int]:
         """The samples that go through a piece: only those with an image through what sees images."""
@@ -122,27 +121,6 @@ class Workers:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._pool.shutdown(cancel_futures=True)
-
-
-class Clock:
-    """Reports how much of `total` is done, and from what this run has done so far, how long the rest will take."""
-
-    def __init__(self, report: Report):
-        self._report, self.total, self._done = report, 0.0, 0.0
-        self._started, self._own = time.monotonic(), 0.0
-
-    def skip(self, amount: float) -> None:
-        """An earlier run did it."""
-        self._done += amount
-
-    def add(self, amount: float, text: str) -> None:
-        self._done, self._own = self._done + amount, self._own + amount
-        left = (time.monotonic() - self._started) * max(self.total - self._done, 0) / max(self._own, 1e-9)
-        self._report(self._done, self.total, f"{text}, {_spoken(left)} to go")
-
-
-def _spoken(seconds: float) -> str:
-    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
 def device_of() -> torch.device:
