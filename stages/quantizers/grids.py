@@ -4,27 +4,32 @@ A latent weight is kept in units of its matrix's root mean square, grids in unit
 learning rate suits all layers.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from stages.quantizers.palettize import nearest_codes
-from stages.quantizers.results import Affine, Palette
+from stages.quantizers.results import Affine, Float, Palette
 
-Results = dict[str, Affine | Palette]
+Result = Affine | Palette | Float
 _INSIDE = 0.499  # of a step: how far from its grid point a weight may be and round to it
 _LEAST_SCALE = 2.0**-14  # float16's least normal number
 
 
-def learned(result: Affine | Palette, weight: torch.Tensor) -> "LearnedAffine | LearnedPalette":
+def learned(result: Result, weight: torch.Tensor) -> "LearnedAffine | LearnedPalette | LearnedFloat":
     """The grid that starts as the result; weight: float32 (out, in), what it was quantized from."""
+    if isinstance(result, Float):
+        return LearnedFloat(result, weight)
     return LearnedPalette(result, weight) if isinstance(result, Palette) else LearnedAffine(result, weight)
 
 
-def start(result: Affine | Palette, weight: torch.Tensor) -> torch.Tensor:
+def start(result: Result, weight: torch.Tensor) -> torch.Tensor:
     """float32 (out, in): the values nearest to weight that have the result's codes, so that training starts from what
     the method chose and not from rounding to nearest. Of vectors, every weight becomes its entry."""
+    if isinstance(result, Float):
+        return result.weight
     if isinstance(result, Affine):
         scales, zero_points = result.scales.float().unsqueeze(-1), result.zero_points.float().unsqueeze(-1)
         codes = result.codes.reshape(*result.scales.shape, -1).float() - zero_points
@@ -34,7 +39,7 @@ def start(result: Affine | Palette, weight: torch.Tensor) -> torch.Tensor:
         moved = places.clamp(codes - _INSIDE, codes + _INSIDE)
         return (torch.where(clipped, places, moved) * scales).view(weight.shape)
     if result.vector > 1:
-        return result.dense()
+        return replace(result, mask=None).dense()
     rows = torch.arange(len(weight)) // result.group_size
     palette = result.palette.float()
     if result.channel_scales is not None:
@@ -150,6 +155,25 @@ class LearnedPalette(nn.Module):
         return points.reshape(-1, shape[1], self.vector).transpose(1, 2).reshape(shape)
 
 
+class LearnedFloat(nn.Module):
+    """A weight that stays float16, and zero where its mask says so."""
+
+    def __init__(self, result: Float, weight: torch.Tensor):
+        super().__init__()
+        self.unit = _unit(weight)
+        self.mask: torch.Tensor | None
+        self.register_buffer("mask", result.mask, persistent=False)
+
+    def right_inverse(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight / self.unit
+
+    def forward(self, latent: torch.Tensor) -> torch.Tensor:
+        return _masked(_half(latent.flatten(1) * self.unit), self.mask).view(latent.shape)
+
+    def result(self, latent: torch.Tensor) -> Float:
+        return Float((latent.flatten(1) * self.unit).cpu(), None if self.mask is None else self.mask.cpu())
+
+
 class _Nearest(torch.autograd.Function):
     """points (groups, n, vector) -> the nearest entries of palettes (groups, entries, vector).
 
@@ -188,6 +212,9 @@ def _nearest(points: torch.Tensor, palettes: torch.Tensor) -> torch.Tensor:
         return nearest_codes(points.squeeze(2), palettes.squeeze(2))
     distances = palettes.square().sum(2).unsqueeze(1) - 2 * points @ palettes.transpose(1, 2)
     return distances.argmin(2).to(torch.uint8)
+
+
+Grid = LearnedAffine | LearnedPalette | LearnedFloat
 
 
 def _unit(weight: torch.Tensor) -> float:

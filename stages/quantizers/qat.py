@@ -17,7 +17,7 @@ from stages.artifacts import Checkpoint
 from stages.distillation.session import Group, distil
 from stages.distillation.source import ProceduralQuestions, Source
 from stages.models.vlm import VisionLanguageModel
-from stages.quantizers.grids import LearnedAffine, LearnedPalette, Results, learned, start
+from stages.quantizers.grids import Grid, Result, learned, start
 from stages.schema import DistillConfig
 
 STATE = "qat.pt"
@@ -25,18 +25,22 @@ STATE = "qat.pt"
 
 def train(
     checkpoint: Checkpoint,
-    results: Results,
+    results: Mapping[str, Result],
     config: DistillConfig,
     work: Workspace,
     source: Source | None = None,
-) -> tuple[Results, dict[str, torch.Tensor]]:
+    tensors: Mapping[str, torch.Tensor] | None = None,
+) -> tuple[dict[str, Result], dict[str, torch.Tensor]]:
     """The results of the same formats, sizes and group sizes, trained; and every other tensor of the model, trained,
     float32 with values that float16 holds.
 
     results: post-training ones, where training starts, by weight name. source: what to train on; None: the reference
-    data's training questions. Raises StageError for a result that fits no weight.
+    data's training questions. tensors: all that `results` were made from, where that is not the checkpoint itself but
+    another form of the same function (see awq). Raises StageError for a result that fits no weight.
     """
     teacher, student = checkpoint.model(), checkpoint.model()
+    if tensors is not None:
+        student.load_state_dict({name: tensors[name].float() for name in tensors})
     source = source or ProceduralQuestions(checkpoint, seed=config.seed, batch=config.batch, workers=1)
     grids = attach(student, results)
     latent, learning, floats = _parameters(student, grids)
@@ -52,10 +56,10 @@ def train(
     return trained, rest
 
 
-def attach(model: VisionLanguageModel, results: Results) -> dict[str, LearnedAffine | LearnedPalette]:
+def attach(model: VisionLanguageModel, results: Mapping[str, Result]) -> dict[str, Grid]:
     """Give each weight of `results` its grid: the module computes with fake-quantized weights from then on."""
     names = dict(model.named_parameters())
-    grids = {}
+    grids: dict[str, Grid] = {}
     for name, result in results.items():
         if name not in names:
             raise StageError(f"qat: there is no weight '{name}' in the model")
@@ -71,7 +75,7 @@ def attach(model: VisionLanguageModel, results: Results) -> dict[str, LearnedAff
 
 
 def _parameters(
-    model: VisionLanguageModel, grids: Mapping[str, nn.Module]
+    model: VisionLanguageModel, grids: Mapping[str, Grid]
 ) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
     """Latent weights, grids, and all that stays float."""
     latent = [_latent(model, name) for name in grids]

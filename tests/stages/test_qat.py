@@ -1,5 +1,6 @@
 """Quantization-aware training: what it keeps, what it lowers, and that a kill changes nothing."""
 
+import dataclasses
 import math
 import os
 import signal
@@ -17,11 +18,11 @@ from pipelines.errors import StageError
 from stages.artifacts import Checkpoint
 from stages.distillation.source import ProceduralQuestions
 from stages.models.vlm import VisionLanguageModel
-from stages.quantizers.grids import learned, start
+from stages.quantizers.grids import Result, learned, start
 from stages.quantizers.layers import quantizable_layers
 from stages.quantizers.palettize import palettize
 from stages.quantizers.qat import STATE, train
-from stages.quantizers.results import Affine, Palette
+from stages.quantizers.results import Affine, Float, Palette
 from stages.quantizers.rtn import round_to_nearest
 from tests.reader import config, divergence, reader, workspace
 
@@ -30,17 +31,18 @@ FORMATS = {
     "affine 2": lambda weight: round_to_nearest(weight, 2, math.gcd(32, weight.shape[1]), False),
     "affine 3, symmetric": lambda weight: round_to_nearest(weight, 3, weight.shape[1], True),
     "affine 8": lambda weight: round_to_nearest(weight, 8, weight.shape[1], True),
-    "palette 2": lambda weight: palettize(weight, 2, 8),
+    "palette 2": lambda weight: palettize(weight, 2, math.gcd(8, len(weight))),
     "palette 1, a row each": lambda weight: palettize(weight, 1, 1),
     "palette 1, with scales": lambda weight: scaled(weight),
     "palette of vectors": lambda weight: vectors(weight),
+    "float": lambda weight: Float(weight),
 }
 
 
 def scaled(weight: torch.Tensor) -> Palette:
     scales = weight.abs().mean(1).clamp_min(1e-3).half()
-    plain = palettize(weight / scales.float().unsqueeze(1), 1, 8)
-    return Palette(plain.codes, plain.palette, 8, scales)
+    plain = palettize(weight / scales.float().unsqueeze(1), 1, math.gcd(8, len(weight)))
+    return Palette(plain.codes, plain.palette, plain.group_size, scales)
 
 
 def vectors(weight: torch.Tensor) -> Palette:
@@ -51,16 +53,14 @@ def vectors(weight: torch.Tensor) -> Palette:
     return Palette(codes.view(len(pairs), -1), entries.unsqueeze(0), len(weight))
 
 
-def quantized(checkpoint: Checkpoint, kind: str) -> dict[str, Affine | Palette]:
+def quantized(checkpoint: Checkpoint, kind: str) -> dict[str, Result]:
     model = checkpoint.model()
     layers = quantizable_layers(model)
     weights = dict(model.named_parameters())
     return {name: FORMATS[kind](weights[name].detach().flatten(1)) for name in layers}
 
 
-def loaded(
-    checkpoint: Checkpoint, results: dict[str, Affine | Palette], floats: dict[str, torch.Tensor]
-) -> VisionLanguageModel:
+def loaded(checkpoint: Checkpoint, results: dict[str, Result], floats: dict[str, torch.Tensor]) -> VisionLanguageModel:
     model = checkpoint.model()
     state = model.state_dict()
     state |= floats | {name: result.dense().view(state[name].shape) for name, result in results.items()}
@@ -68,16 +68,18 @@ def loaded(
     return model
 
 
-def parts(result: Affine | Palette) -> list[torch.Tensor]:
+def parts(result: Result) -> list[torch.Tensor]:
     return [value for value in vars(result).values() if isinstance(value, torch.Tensor)]
 
 
-@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("kind", [kind for kind in FORMATS if kind != "float"])
 def test_training_keeps_each_format_and_lowers_the_divergence(kind: str, tmp_path: Path) -> None:
     checkpoint = reader(tmp_path / "teacher")
     source = ProceduralQuestions(checkpoint, seed=1, batch=2, workers=0)
     before = quantized(checkpoint, kind)
-    after, floats = train(checkpoint, before, CONFIG, workspace(tmp_path), source)
+    rate = 1e-4 if kind == "affine 8" else CONFIG.learning_rate  # what is nearly right already is moved gently
+    training = dataclasses.replace(CONFIG, learning_rate=rate, checkpoint_every=100)
+    after, floats = train(checkpoint, before, training, workspace(tmp_path), source)
     assert after.keys() == before.keys()
     assert after.keys() | floats.keys() == set(checkpoint.model().state_dict())
     for name, result in after.items():
@@ -156,6 +158,7 @@ def run(folder: Path) -> dict[str, torch.Tensor]:
     }
 
 
+@pytest.mark.slow
 def test_a_run_killed_outright_ends_with_the_same_bytes(tmp_path: Path) -> None:
     for name in ("whole", "killed"):
         reader(tmp_path / name / "teacher")
