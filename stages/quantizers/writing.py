@@ -135,6 +135,8 @@ class StoreWriter:
             return None
         fits = mask.dtype == np.bool_ and mask.shape in (form.shape, (form.rows, form.columns))
         self._check(name, fits, f"has a mask {mask.dtype} {mask.shape}, expected bool {form.rows, form.columns}")
+        if form.vector == 1:
+            return mask.reshape(-1)
         vectors = mask.reshape(-1, form.vector, form.columns)
         self._check(name, (vectors == vectors[:, :1]).all(), f"has a mask that divides vectors of {form.vector} rows")
         return vectors[:, 0].reshape(-1)

@@ -1,10 +1,12 @@
 """Every format that Core ML holds, as the reference executor and coremltools itself read it from the saved package."""
 
+import shutil
 from pathlib import Path
 
 import coremltools as ct
 import numpy as np
 import pytest
+import torch
 from coremltools.converters.mil.frontend.milproto.load import load
 from coremltools.converters.mil.mil import Builder as mb
 from coremltools.converters.mil.mil import Var, types
@@ -14,16 +16,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.errors import LoweringError
-from stages.lowering.coreml import supported_formats
+from stages.artifacts import DeviceModel, QuantizedModel
+from stages.devices.neural_engine import inspect
+from stages.lowering.coreml import lower_coreml, supported_formats
 from stages.lowering.coreml import weights as lowering
 from stages.lowering.coreml.builder import FunctionBuilder, FunctionSpec
 from stages.lowering.coreml.package import save_package
 from stages.lowering.coreml.verify import verify_package
 from stages.lowering.coreml.weights import WeightBank
 from stages.lowering.graph import Weight
+from stages.models.qwen2 import MaskedContext
 from stages.quantizers.packing import BIT_WIDTHS, pack_bits, unpack_bits
 from stages.quantizers.store import QuantizedStore, StoreWriter
-from stages.runtimes.coreml_reference import MLProgram
+from stages.runtimes.coreml_reference import CoreMLSession, MLProgram
+from tests.toy import toy_checkpoint
 from tests.weights import Described, described, write
 
 HELD = {"affine": (4, 8), "palette": (1, 2, 3, 4, 6, 8)}
@@ -131,6 +137,86 @@ def test_layers_kept_in_float32_are_not_rounded(tmp_path_factory: pytest.TempPat
     path = tmp_path_factory.mktemp("package")
     package = packaged(path, stored(path, {"w": weight}), dtype="float32")
     np.testing.assert_array_equal(executed(package)[0], weight.meaning().reshape(weight.shape))
+
+
+KINDS = (
+    "vectors",
+    "scaled",
+    "sparse palette",
+    "sparse scaled",
+    "sparse int4",
+    "sparse int8",
+    "sparse float16",
+    "affine",
+)
+
+
+def in_every_format(weight: np.ndarray, kind: str, random: np.random.Generator) -> Described:
+    """A weight (out, in, ...) of a model, roughly, in one of KINDS."""
+    matrix = weight.reshape(len(weight), -1)
+    mask = np.abs(matrix) > np.median(np.abs(matrix)) if "sparse" in kind else None
+    if kind == "sparse float16":
+        return Described("float", weight.shape, values=weight.astype(np.float16), mask=mask)
+    if kind in ("affine", "sparse int4", "sparse int8"):
+        bits = 4 if kind.endswith("4") else 8
+        scales = (np.abs(matrix).max(1, keepdims=True) / ((1 << (bits - 1)) - 1)).astype(np.float16)
+        codes = (np.round(matrix / scales.astype(np.float32)) + (1 << (bits - 1))).astype(np.uint8)
+        return Described("affine", weight.shape, bits, matrix.shape[1], codes=codes, scales=scales, mask=mask)
+    scales = np.abs(matrix).max(1).astype(np.float16) if "scaled" in kind else None
+    wanted = matrix if scales is None else matrix / scales[:, None]
+    vector = 4 if kind == "vectors" else 1
+    vectors = wanted.reshape(-1, vector, wanted.shape[1]).transpose(0, 2, 1)
+    entries = random.choice(vectors.reshape(-1, vector), 16).astype(np.float16)
+    codes = np.stack([((row[:, None] - entries) ** 2).sum(-1).argmin(-1) for row in vectors]).astype(np.uint8)
+    palette = entries[None] if vector > 1 else entries[None, :, 0]
+    return Described(
+        "palette", weight.shape, 4, 0, vector, codes=codes, palette=palette, channel_scales=scales, mask=mask
+    )
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> tuple[QuantizedModel, DeviceModel]:
+    """The toy model with every format in turn, wide convolutions too, and its head in parts."""
+    path = tmp_path_factory.mktemp("mixed")
+    checkpoint = toy_checkpoint(path / "checkpoint")
+    (path / "quantized").mkdir()
+    random = np.random.default_rng(0)
+    for name in ("config.json", "tokenizer.json", "preprocessing.json"):
+        shutil.copyfile(checkpoint.path / name, path / "quantized" / name)
+    with checkpoint.tensors() as tensors, StoreWriter(path / "quantized") as writer:
+        for index, name in enumerate(sorted(tensors)):
+            weight = tensors[name].float().numpy()
+            if weight.ndim == 1 or not name.endswith("weight"):
+                writer.add_float(name, weight.astype(np.float16))
+            else:
+                write(writer, name, in_every_format(weight, KINDS[index % len(KINDS)], random))
+    model, device_model = QuantizedModel(path / "quantized"), DeviceModel(path / "device")
+    device_model.path.mkdir()
+    sizes = {"context": 64, "prefill_chunk": 8, "head_width": 96}
+    device_model.write_json("model.json", lower_coreml(model.config(), model.store(), device_model.path, **sizes))
+    return model, device_model
+
+
+def test_a_model_of_every_format_computes_what_torch_does(mixed: tuple[QuantizedModel, DeviceModel]) -> None:
+    model, device_model = mixed
+    reference, session = model.model(), CoreMLSession(device_model)
+    random = np.random.default_rng(1)
+    pixels, ids = random.standard_normal((1, 3, 32, 32)).astype(np.float32), random.integers(0, 256, 8)
+    context = MaskedContext(torch.arange(8), torch.ones(8, 8).tril().bool(), model.config().text)
+    with torch.no_grad():
+        features = reference.encode(torch.from_numpy(pixels))[0].numpy()
+        embedded = reference.embed(torch.from_numpy(ids[None]), torch.zeros(1, 8, 64))
+        logits = reference.text(embedded, context)[0].numpy()
+    found = session.step(ids.tolist(), np.zeros((8, 64), np.float32), 0, session.start())
+    assert np.abs(session.encode(pixels) - features).max() <= 4e-3 * np.abs(features).max()
+    assert np.abs(found - logits).max() <= 4e-3 * np.abs(logits).max()
+
+
+def test_the_neural_engine_report_names_scaled_palettes(mixed: tuple[QuantizedModel, DeviceModel]) -> None:
+    _, device_model = mixed
+    findings = [finding for path in device_model.path.glob("*.mlpackage") for finding in inspect(path, "A17 Pro")]
+    scaled = {finding.source for finding in findings if finding.rule == "scaled-palette"}
+    assert scaled == {"coremltools#2688"}
 
 
 @given(described(kinds=("affine",), bits={"affine": (2, 3, 6)}))

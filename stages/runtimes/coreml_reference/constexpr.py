@@ -43,16 +43,14 @@ def lut_to_dense(indices: torch.Tensor, lut: torch.Tensor, vector_axis: torch.Te
     if size == 1:
         return tables.reshape(-1)[table * entries + indices.int()]
     axis = int(vector_axis) % indices.dim() if vector_axis is not None else indices.dim() - 1
-    vectors = tables[table.long(), indices.long()].movedim(-1, axis + 1)
+    vectors = tables.reshape(-1, size)[table * entries + indices.int()].movedim(-1, axis + 1)
     return vectors.flatten(axis, axis + 1)
 
 
 def sparse_to_dense(nonzero_data: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Values where the mask's bits are set, in order; zero elsewhere."""
     where = mask.bool()
-    dense = torch.zeros(where.shape, dtype=nonzero_data.dtype)
-    dense[where] = nonzero_data.reshape(-1)
-    return dense
+    return torch.zeros(where.shape, dtype=nonzero_data.dtype).masked_scatter_(where, nonzero_data)
 
 
 def sparse_blockwise_shift_scale(
@@ -60,7 +58,7 @@ def sparse_blockwise_shift_scale(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Dequantizes the kept values only; returns the mask and them, for sparse_to_dense."""
     dense = blockwise_shift_scale(sparse_to_dense(nonzero_data, data_mask), scale, offset)
-    return data_mask, dense[data_mask.bool()]
+    return data_mask, dense.masked_select(data_mask.bool())
 
 
 def lut_to_sparse(
@@ -75,7 +73,7 @@ def lut_to_sparse(
     if dense.shape != mask.shape and vector_axis is not None:
         axis = int(vector_axis) % mask.dim()
         mask = mask.repeat_interleave(dense.shape[axis] // mask.shape[axis], axis)
-    return mask, dense[mask.bool()]
+    return mask, dense.masked_select(mask.bool())
 
 
 def cast(source_val: torch.Tensor, output_dtype: str) -> torch.Tensor:
