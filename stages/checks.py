@@ -175,7 +175,7 @@ def distillation(config: DistillConfig, device: DeviceProfile | None = None) -> 
     for key in ("learning_rate", "temperature"):
         if not getattr(config, key) > 0:
             raise ConfigError(f"distill.{key} is {getattr(config, key)}", hint="expected a number above 0")
-    for key in ("weight_decay", "features", "grid_rate", "float_rate"):
+    for key in ("weight_decay", "features", "hidden", "grid_rate", "float_rate"):
         if not getattr(config, key) >= 0:
             raise ConfigError(f"distill.{key} is {getattr(config, key)}", hint="expected 0 or more")
     if not 0 <= config.hard_share <= 1:

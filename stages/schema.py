@@ -317,7 +317,8 @@ class DistillConfig:
     steps; of quantization-aware training it is in units of a weight matrix's root mean square.
 
     temperature of teacher and student; hard_share: share of the true answers in the loss, the rest being the teacher's;
-    features: weight of the visual tokens' squared error, in units of the teacher's variance; 0 leaves it out.
+    features, hidden: weights of the squared error of the visual tokens, and of each decoder layer's output at the text
+    tokens, in units of the teacher's variance; 0 leaves them out.
     grid_rate: what scales and palettes learn at, as a share of learning_rate; float_rate: what stays float does
     (both of quantization-aware training only). threads: of torch, where there is no CUDA device. checkpoint_every:
     steps between saved states.
@@ -331,6 +332,7 @@ class DistillConfig:
     temperature: float
     hard_share: float
     features: float
+    hidden: float
     grid_rate: float
     float_rate: float
     seed: int

@@ -45,6 +45,7 @@ def config(**changes: Any) -> DistillConfig:
         temperature=1.0,
         hard_share=0.0,
         features=1.0,
+        hidden=1.0,
         grid_rate=0.5,
         float_rate=0.05,
         seed=1,
@@ -67,5 +68,5 @@ def divergence(teacher: Checkpoint, student: VisionLanguageModel) -> float:
     source = ProceduralQuestions(teacher, seed=99, batch=8, workers=0)
     (batch,) = source.batches(0, 1)
     model = teacher.model()
-    objective = Objective(model, student, temperature=1.0, hard_share=0.0, features=1.0)
+    objective = Objective(model, student, temperature=1.0, hard_share=0.0, features=1.0, hidden=0.0)
     return float(objective(source.outputs(model, batch), source.outputs(student, batch), source.targets(batch))[0])

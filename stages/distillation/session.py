@@ -95,6 +95,7 @@ class Session:
                 temperature=config.temperature,
                 hard_share=config.hard_share,
                 features=config.features,
+                hidden=config.hidden,
             ).to(device)
         every = [*groups, Group(list(self.objective.parameters()), 1.0, False)]
         self.groups = [group for group in every if group.parameters]

@@ -23,11 +23,13 @@ class Outputs:
     """What a model says of a batch.
 
     logits (N, V) float32: of the N tokens of all answers, each predicted from the true tokens before it; visual (B, T,
-    D): the images' features as the language model gets them.
+    D): the images' features as the language model gets them; hidden: of each decoder layer what it adds up to at the M
+    text tokens, (M, D).
     """
 
     logits: torch.Tensor
     visual: torch.Tensor
+    hidden: list[torch.Tensor]
 
 
 @dataclass
@@ -92,9 +94,12 @@ class ProceduralQuestions:
         count, questions, length = batch.ids.shape
         embedded = model.text.embed_tokens(batch.ids.reshape(count, questions * length))
         context = packed_context(model, visual.shape[1], questions, length, visual.device)
-        hidden = model.text.hidden(torch.cat([visual, embedded], dim=1), context)
-        hidden = hidden[:, visual.shape[1] :].view(count, questions, length, -1)[:, :, :-1]
-        return Outputs(model.text.head(hidden[batch.answers[:, :, 1:]]), visual)
+        x, states, text = torch.cat([visual, embedded], dim=1), [], batch.ids.flatten(1) != 0
+        for layer in model.text.layers:
+            x = layer(x, context)
+            states.append(x[:, visual.shape[1] :][text])
+        hidden = model.text.norm(x[:, visual.shape[1] :]).view(count, questions, length, -1)[:, :, :-1]
+        return Outputs(model.text.head(hidden[batch.answers[:, :, 1:]]), visual, states)
 
     def _images(self, pixels: torch.Tensor, size: int) -> torch.Tensor:
         """(B, H, W, 3) uint8 -> (B, 3, size, size) float32, normalised, channels last in memory."""
