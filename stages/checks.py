@@ -44,6 +44,8 @@ _WITHOUT = {
 
 def weight_formats(config: QuantizeConfig, device: DeviceProfile) -> None:
     """Raise ConfigError where `device`'s runtime cannot hold the weights that `config` asks for, or nobody can."""
+    if config.training:
+        distillation(config.training, where="quantize.training")
     runtime = f"{device.name} ({device.runtime.value})"
     keys = () if allocates(config) else _KEYS
     for index, choice in enumerate(check_choices(config)):
@@ -167,19 +169,19 @@ def training(config: TrainConfig, device: DeviceProfile | None = None) -> None:
         raise ConfigError(f"train.learning_rate is {config.learning_rate}", hint="expected a number above 0")
 
 
-def distillation(config: DistillConfig, device: DeviceProfile | None = None) -> None:
+def distillation(config: DistillConfig, device: DeviceProfile | None = None, where: str = "distill") -> None:
     """Raise ConfigError for counts that are not at least one, and for rates and shares that mean nothing."""
     for key in ("steps", "batch", "warmup", "threads", "log_every", "checkpoint_every"):
         if getattr(config, key) < 1:
-            raise ConfigError(f"distill.{key} is {getattr(config, key)}", hint="expected 1 or more")
+            raise ConfigError(f"{where}.{key} is {getattr(config, key)}", hint="expected 1 or more")
     for key in ("learning_rate", "temperature"):
         if not getattr(config, key) > 0:
-            raise ConfigError(f"distill.{key} is {getattr(config, key)}", hint="expected a number above 0")
+            raise ConfigError(f"{where}.{key} is {getattr(config, key)}", hint="expected a number above 0")
     for key in ("weight_decay", "features", "hidden", "grid_rate", "float_rate"):
         if not getattr(config, key) >= 0:
-            raise ConfigError(f"distill.{key} is {getattr(config, key)}", hint="expected 0 or more")
+            raise ConfigError(f"{where}.{key} is {getattr(config, key)}", hint="expected 0 or more")
     if not 0 <= config.hard_share <= 1:
-        raise ConfigError(f"distill.hard_share is {config.hard_share}", hint="expected a share, from 0 to 1")
+        raise ConfigError(f"{where}.hard_share is {config.hard_share}", hint="expected a share, from 0 to 1")
 
 
 def _instead(choice: Choice, missing: str, key: str, device: DeviceProfile) -> str:
