@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -17,16 +18,17 @@ from pipelines.errors import LoweringError
 from stages.lowering.limits import block_size
 from stages.lowering.onnx import lower_program, supported_formats
 from stages.lowering.onnx.weights import check_formats
+from stages.quantizers.packing import pack_bits
 from stages.quantizers.store import QuantizedStore, StoreWriter
 from tests.weights import Described, described, write
 
 
-def run(module: nn.Module, store: QuantizedStore, *inputs: np.ndarray) -> np.ndarray:
+def run(module: nn.Module, store: QuantizedStore, *inputs: np.ndarray, accuracy_level: int = 1) -> np.ndarray:
     arguments = tuple(torch.from_numpy(array) for array in inputs)
     program = torch.export.export(module, arguments, strict=False)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "one.onnx"
-        lower_program(program, store, path, outputs=["y"], accuracy_level=1)
+        lower_program(program, store, path, outputs=["y"], accuracy_level=accuracy_level)
         session = onnxruntime.InferenceSession(path)
         feeds = {value.name: array for value, array in zip(session.get_inputs(), inputs, strict=True)}
         return session.run(["y"], feeds)[0]
@@ -58,14 +60,26 @@ def stored(path: Path, weight: Described) -> QuantizedStore:
     return QuantizedStore.open(path)
 
 
+@given(st.sampled_from([2, 4]), st.integers(1, 60), st.integers(0, 2**32 - 1))
+@settings(deadline=None)
+def test_packing_is_that_of_onnx(bits, count, seed):
+    codes = np.random.default_rng(seed).integers(0, 1 << bits, count).astype(np.uint8)
+    kind = {2: onnx.TensorProto.UINT2, 4: onnx.TensorProto.UINT4}[bits]
+    tensor = onnx.TensorProto(data_type=kind, dims=[count], raw_data=pack_bits(codes, bits).tobytes())
+    assert (onnx.numpy_helper.to_array(tensor).astype(np.uint8) == codes).all()
+    theirs = onnx.helper.make_tensor("codes", kind, [count], codes.astype(onnx.numpy_helper.to_array(tensor).dtype))
+    assert theirs.raw_data in (b"", tensor.raw_data)
+    assert (onnx.numpy_helper.to_array(theirs).astype(np.uint8) == codes).all()
+
+
 @settings(max_examples=25, deadline=None)
-@given(formats())
-def test_linear_reads_the_stored_bits(form):
+@given(formats(), st.sampled_from([0, 1]))
+def test_linear_reads_the_stored_bits(form, accuracy_level):
     rows, columns, bits, group, symmetric = form
     with tempfile.TemporaryDirectory() as folder:
         store = random_store(Path(folder), (rows, columns), bits, group, symmetric)
         identity = np.eye(columns, dtype=np.float32)
-        found = run(nn.Linear(columns, rows, bias=False), store, identity)
+        found = run(nn.Linear(columns, rows, bias=False), store, identity, accuracy_level=accuracy_level)
         np.testing.assert_array_equal(found.T, store.dense("weight"))
 
 
