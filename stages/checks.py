@@ -12,6 +12,7 @@ from pipelines.errors import ConfigError, nearest
 from stages.evaluation.names import MODEL_METRICS, PARITY_METRICS, TASK_METRICS, TASKS
 from stages.lowering.limits import HEXAGON, Problem, block_size, chunk_size, coreml_sizes, coreml_system
 from stages.lowering.socs import hexagon_problem
+from stages.quantizers.candidates import check_candidates
 from stages.quantizers.choices import Choice, allocates, check_choices
 from stages.quantizers.choices import uses_statistics as choices_use_statistics
 from stages.runtimes.processor import machine
@@ -27,6 +28,7 @@ from stages.schema import (
     QuantizeConfig,
     QuestionsConfig,
     Runtime,
+    SensitivityConfig,
     TrainConfig,
     ValidateConfig,
     ValidationKind,
@@ -152,6 +154,25 @@ def calibration(config: CalibrateConfig, device: DeviceProfile | None = None) ->
                 f"calibrate.{key} is {getattr(config, key)}",
                 hint="expected 0 or more; 1 counts such a token as any token of text",
             )
+
+
+def sensitivity(config: SensitivityConfig, device: DeviceProfile | None = None) -> None:
+    """Raise ConfigError where nothing would compete, be drawn, or where a candidate is none."""
+    for key in ("samples", "batch"):
+        if getattr(config, key) < 1:
+            raise ConfigError(f"sensitivity.{key} is {getattr(config, key)}", hint="expected 1 or more; 128 is usual")
+    if config.prune < 1:
+        raise ConfigError(f"sensitivity.prune is {config.prune}", hint="expected 1 or more; 4 is usual")
+    if not config.candidates:
+        raise ConfigError(
+            "sensitivity.candidates is empty", hint="conf/sensitivity/default.yaml has a list to begin with"
+        )
+    check_candidates(config)
+
+
+def allocates_for(config: QuantizeConfig, device: DeviceProfile) -> bool:
+    """Whether formats are chosen for each weight by measurement."""
+    return allocates(config)
 
 
 def questions(config: QuestionsConfig, device: DeviceProfile | None = None) -> None:

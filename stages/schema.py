@@ -195,6 +195,49 @@ class QuantizeConfig:
     training: DistillConfig | None
 
 
+class Measure(Enum):
+    """What a format's cost is: the divergence that it causes, measured, or its estimate by the Fisher information."""
+
+    kl = "kl"
+    fisher = "fisher"
+
+
+@dataclass
+class Candidate:
+    """What a weight could become; keys as of QuantizeConfig."""
+
+    method: Method
+    format: Format
+    bits: int
+    group_size: int
+    symmetric: bool = False
+    channel_scale: bool = False
+    vector: int = 1
+
+
+@dataclass
+class SensitivityConfig:
+    """measure: kl runs the model, which must fit in memory, with weights replaced, on `samples` questions of the
+    calibration split drawn by `seed`, `batch` at a time, and judges allocations on as many others; fisher runs nothing.
+
+    candidates: what competes; float16 always does. prune: a candidate is not measured where another takes no more bytes
+    and has a Fisher score so many times less. damping, activation_order, scale_search, refinement, importance:
+    how the methods run, as quantize will run them.
+    """
+
+    measure: Measure
+    samples: int
+    seed: int
+    batch: int
+    prune: float
+    candidates: list[Candidate]
+    damping: float
+    activation_order: bool
+    scale_search: bool
+    refinement: int
+    importance: Importance
+
+
 @dataclass
 class Budgets:
     """What a bundle may take on a device, null where there is no limit. size_mib: bytes of its model files, in MiB."""
@@ -344,6 +387,7 @@ class DistillConfig:
 SCHEMAS: dict[str, type] = {
     "model": ModelConfig,
     "calibrate": CalibrateConfig,
+    "sensitivity": SensitivityConfig,
     "quantize": QuantizeConfig,
     "device": DeviceProfile,
     "questions": QuestionsConfig,

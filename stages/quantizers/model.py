@@ -57,7 +57,7 @@ def quantize_weights(
             results, tensors = iter(sorted(trained.items())), {**tensors, **others}
         floats = set(tensors)
         for name, result in results:
-            _add(writer, name, layers[name], chosen[name], result)
+            add_result(writer, name, layers[name], chosen[name], result)
             floats.discard(name)
         for name in sorted(floats):
             _add_float(writer, name, tensors[name], reason_for_float(model, name))
@@ -96,7 +96,8 @@ def _cost(layer: Layer) -> float:
     return math.prod(layer.shape) * (64.0 if layer.role is Role.embeddings else layer.columns)
 
 
-def _add(writer: StoreWriter, name: str, layer: Layer, choice: Choice, result: Result) -> None:
+def add_result(writer: StoreWriter, name: str, layer: Layer, choice: Choice, result: Result) -> None:
+    """Store a weight that `choice` made, under that name."""
     mask = {} if result.mask is None else {"mask": result.mask.numpy()}
     if isinstance(result, Float):
         weight = result.weight.reshape(layer.shape).numpy().astype(np.float16)
