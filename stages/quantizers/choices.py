@@ -219,8 +219,8 @@ def _overridden(choice: Choice, overrides: list[LayerOverride]) -> Choice:
 def _checked(choice: Choice, where: str) -> Choice:
     if choice.sparse:
         _check_sparsity(choice, where)
-    if not choice.bits:
-        return choice
+    if not choice.bits:  # float16 has no palette
+        return replace(choice, channel_scale=False, vector=1)
     allowed = PALETTE_BITS if choice.format is Format.palette else AFFINE_BITS
     if choice.bits not in allowed:
         raise ConfigError(
