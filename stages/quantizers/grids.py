@@ -15,7 +15,7 @@ from stages.quantizers.results import Affine, Float, Palette
 
 Result = Affine | Palette | Float
 _INSIDE = 0.499  # of a step: how far from its grid point a weight may be and round to it
-_LEAST_SCALE = 2.0**-14  # float16's least normal number
+_LEAST_SCALE = 2.0**-24  # float16's least positive number
 
 
 def learned(result: Result, weight: torch.Tensor) -> "LearnedAffine | LearnedPalette | LearnedFloat":
@@ -42,15 +42,16 @@ def start(result: Result, weight: torch.Tensor) -> torch.Tensor:
         return replace(result, mask=None).dense()
     rows = torch.arange(len(weight)) // result.group_size
     palette = result.palette.float()
-    if result.channel_scales is not None:
-        weight = weight / result.channel_scales.float().unsqueeze(1)
+    row_scales = None if result.channel_scales is None else result.channel_scales.float().clamp_min(_LEAST_SCALE)
+    if row_scales is not None:
+        weight = weight / row_scales.unsqueeze(1)
     middles = nn.functional.pad((palette[:, 1:] + palette[:, :-1]) / 2, (1, 1))
     middles[:, 0], middles[:, -1] = -torch.inf, torch.inf
     low, high = (middles[rows.unsqueeze(1), result.codes.long() + end] for end in (0, 1))
     entry = palette[rows.unsqueeze(1), result.codes.long()]
     low, high = (torch.where(edge.isinf(), edge, entry + (edge - entry) * 2 * _INSIDE) for edge in (low, high))
     moved = weight.clamp(low, high)
-    return moved if result.channel_scales is None else moved * result.channel_scales.float().unsqueeze(1)
+    return moved if row_scales is None else moved * row_scales.unsqueeze(1)
 
 
 class LearnedAffine(nn.Module):
@@ -61,8 +62,8 @@ class LearnedAffine(nn.Module):
         self.unit, self.bits = _unit(weight), _bits(result)
         self.first: torch.Tensor
         self.zero_points: torch.Tensor
-        self.register_buffer("first", result.scales.float(), persistent=False)
         self.mask: torch.Tensor | None
+        self.register_buffer("first", result.scales.float(), persistent=False)
         self.register_buffer("zero_points", result.zero_points.float(), persistent=False)
         self.register_buffer("mask", result.mask, persistent=False)
         self.factor = nn.Parameter(torch.ones_like(self.first))
