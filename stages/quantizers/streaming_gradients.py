@@ -101,7 +101,7 @@ def _head(passage: Passage, index: int, report: Callable[[], None]) -> dict[str,
                 wanted = model.text.norm(taken)[:-1][predicting]
             hidden = wanted.detach()
             slope = torch.cat(list(passage.workers.map(partial(_logits, hidden, weight), blocks)), dim=1).softmax(-1)
-            slope[torch.arange(len(slope)), tokens.ids[0, 1:][predicting]] -= 1
+            slope[torch.arange(len(slope), device=slope.device), tokens.ids[0, 1:][predicting]] -= 1
             list(passage.workers.map(partial(_add_square, total, slope, hidden), blocks))
             (gradient,) = torch.autograd.grad(wanted, taken, slope @ weight)
             passage.gradients.write(index, sample, gradient)
