@@ -84,10 +84,10 @@ class ProceduralQuestions:
         return Batch(**{name: tensor.to(device, non_blocking=True) for name, tensor in vars(batch).items()})
 
     def targets(self, batch: Batch) -> Targets:
-        """A token weighs 1/sqrt(n) in an answer of n, as in training."""
+        """Each token counts the same: a word is read right when all of its letters are."""
         wanted = batch.answers[:, :, 1:]
-        weights = wanted.sum(-1, keepdim=True).clamp_min(1).rsqrt().expand(wanted.shape)[wanted]
-        return Targets(batch.ids[:, :, 1:][wanted], weights)
+        labels = batch.ids[:, :, 1:][wanted]
+        return Targets(labels, torch.ones(len(labels), device=labels.device))
 
     def outputs(self, model: VisionLanguageModel, batch: Batch) -> Outputs:
         visual = model.encode(self._images(batch.pixels, model.config.vision.image_size))

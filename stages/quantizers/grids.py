@@ -27,7 +27,7 @@ def learned(result: Result, weight: torch.Tensor) -> "LearnedAffine | LearnedPal
 
 def start(result: Result, weight: torch.Tensor) -> torch.Tensor:
     """float32 (out, in): the values nearest to weight that have the result's codes, so that training starts from what
-    the method chose and not from rounding to nearest. Of vectors, every weight becomes its entry."""
+    the method chose and not from rounding to nearest. A vector that is nearest to another entry becomes its own."""
     if isinstance(result, Float):
         return result.weight
     if isinstance(result, Affine):
@@ -39,7 +39,10 @@ def start(result: Result, weight: torch.Tensor) -> torch.Tensor:
         moved = places.clamp(codes - _INSIDE, codes + _INSIDE)
         return (torch.where(clipped, places, moved) * scales).view(weight.shape)
     if result.vector > 1:
-        return replace(result, mask=None).dense()
+        nearest = LearnedPalette(result, weight)
+        with torch.no_grad():
+            same = nearest.result(nearest.right_inverse(weight)).codes == result.codes
+        return torch.where(same.repeat_interleave(result.vector, 0), weight, replace(result, mask=None).dense())
     rows = torch.arange(len(weight)) // result.group_size
     palette = result.palette.float()
     row_scales = None if result.channel_scales is None else result.channel_scales.float().clamp_min(_LEAST_SCALE)
@@ -96,11 +99,14 @@ class LearnedAffine(nn.Module):
 
 
 class LearnedPalette(nn.Module):
-    """The nearest of 2^bits learned entries, for each group of rows; entries may be vectors, rows may have scales."""
+    """The nearest of 2^bits learned entries, for each group of rows; entries may be vectors, rows may have scales.
+
+    entries: (vector, groups, 2^bits), in units of the first ones' root mean square.
+    """
 
     def __init__(self, result: Palette, weight: torch.Tensor):
         super().__init__()
-        palette = result.palette.float().reshape(*result.palette.shape[:2], result.vector)
+        palette = result.palette.float().reshape(*result.palette.shape[:2], result.vector).permute(2, 0, 1)
         self.unit, self.entry_unit = _unit(weight), _unit(palette)
         self.group_size, self.vector = result.group_size, result.vector
         self.entries = nn.Parameter(palette / self.entry_unit)
@@ -114,11 +120,10 @@ class LearnedPalette(nn.Module):
         return weight / self.unit
 
     def forward(self, latent: torch.Tensor) -> torch.Tensor:
-        rows = latent.flatten(1) * self.unit
-        scales = self._scales()
-        scaled = rows if scales is None else rows / scales
-        values: torch.Tensor = _Nearest.apply(self._points(scaled), _half(self._ordered()))
-        values = self._rows(values, rows.shape)
+        rows, scales = latent.flatten(1) * self.unit, self._scales()
+        points = self._points(rows if scales is None else rows / scales)
+        found: torch.Tensor = _Nearest.apply(points, _half(self._ordered()))
+        values = found.view(self.vector, -1, rows.shape[1]).transpose(0, 1).reshape(rows.shape)
         if scales is not None:
             values = values * scales
         return _masked(values, self.mask).view(latent.shape)
@@ -126,20 +131,20 @@ class LearnedPalette(nn.Module):
     def result(self, latent: torch.Tensor) -> Palette:
         palette, scales = self._ordered().half(), self._scales()
         rows = latent.flatten(1) * self.unit
-        points = self._points(rows if scales is None else rows / scales)
-        codes = _nearest(points, palette.float()).view(len(rows) // self.vector, -1)
+        codes = _nearest(self._points(rows if scales is None else rows / scales), palette.float())
+        palette = palette.permute(1, 2, 0) if self.vector > 1 else palette[0]
         return Palette(
-            codes.cpu(),
-            (palette if self.vector > 1 else palette.squeeze(2)).cpu(),
+            codes.view(len(rows) // self.vector, -1).cpu(),
+            palette.contiguous().cpu(),
             self.group_size,
             None if scales is None else scales.squeeze(1).half().cpu(),
             None if self.mask is None else self.mask.cpu(),
         )
 
     def _ordered(self) -> torch.Tensor:
-        """(groups, entries, vector); numbers ascend."""
+        """The entries in the weight's own units; numbers ascend."""
         entries = self.entries * self.entry_unit
-        return entries if self.vector > 1 else entries.sort(dim=1).values
+        return entries if self.vector > 1 else entries.sort(dim=2).values
 
     def _scales(self) -> torch.Tensor | None:
         """(out, 1), rounded to float16."""
@@ -148,12 +153,9 @@ class LearnedPalette(nn.Module):
         return _half((self.first * self.factor).clamp_min(_LEAST_SCALE)).unsqueeze(1)
 
     def _points(self, rows: torch.Tensor) -> torch.Tensor:
-        """(out, in) -> (groups, rows of codes * in, vector)."""
-        columns = rows.shape[1]
-        return rows.view(-1, self.vector, columns).transpose(1, 2).reshape(len(self.entries), -1, self.vector)
-
-    def _rows(self, points: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-        return points.reshape(-1, shape[1], self.vector).transpose(1, 2).reshape(shape)
+        """(out, in) -> (vector, groups, codes of a group)."""
+        parts = rows.view(-1, self.vector, rows.shape[1]).transpose(0, 1)
+        return parts.reshape(self.vector, self.entries.shape[1], -1)
 
 
 class LearnedFloat(nn.Module):
@@ -176,7 +178,7 @@ class LearnedFloat(nn.Module):
 
 
 class _Nearest(torch.autograd.Function):
-    """points (groups, n, vector) -> the nearest entries of palettes (groups, entries, vector).
+    """points (vector, groups, n) -> the nearest entries of palettes (vector, groups, entries).
 
     Gradients pass to the points, but for numbers that lie beyond the outer entries by more than half a step; each entry
     gets the sum of its points' gradients.
@@ -184,35 +186,38 @@ class _Nearest(torch.autograd.Function):
 
     @staticmethod
     def forward(context: Any, points: torch.Tensor, palettes: torch.Tensor) -> torch.Tensor:
-        codes = _nearest(points, palettes)
-        inside = torch.ones(())
-        if palettes.shape[2] == 1:
-            low, high = palettes[:, :1], palettes[:, -1:]
-            margin = (high - low) / (palettes.shape[1] - 1) * 0.5
+        codes, inside = _nearest(points, palettes), torch.ones(())
+        if len(palettes) == 1:
+            low, high = palettes[:, :, :1], palettes[:, :, -1:]
+            margin = (high - low) / (palettes.shape[2] - 1) * 0.5
             inside = (points >= low - margin) & (points <= high + margin)
         context.save_for_backward(codes, inside)
-        context.entries = palettes.shape[1]
-        return palettes.gather(1, codes.long().unsqueeze(2).expand(points.shape))
+        context.shape = palettes.shape
+        return palettes.gather(2, codes.long().expand(points.shape))
 
     @staticmethod
     def backward(context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         codes, inside = context.saved_tensors
-        groups, _, vector = gradient.shape
-        if context.entries <= 16:
-            used = [(codes == code).unsqueeze(2) for code in range(context.entries)]
-            sums = torch.stack([(gradient * each).sum(1) for each in used], dim=1)
-        else:
-            sums = gradient.new_zeros(groups, context.entries, vector)
-            sums.scatter_add_(1, codes.long().unsqueeze(2).expand(gradient.shape), gradient)
-        return gradient * inside, sums
+        _, groups, entries = context.shape
+        places = (codes + torch.arange(groups, device=codes.device).unsqueeze(1) * entries).flatten()
+        sums = [places.bincount(part.flatten().double(), minlength=groups * entries) for part in gradient]
+        return gradient * inside, torch.stack(sums).view(context.shape).to(gradient.dtype)
 
 
 def _nearest(points: torch.Tensor, palettes: torch.Tensor) -> torch.Tensor:
     """The nearest entries' codes, uint8 (groups, n)."""
-    if palettes.shape[2] == 1:
-        return nearest_codes(points.squeeze(2), palettes.squeeze(2))
-    distances = palettes.square().sum(2).unsqueeze(1) - 2 * points @ palettes.transpose(1, 2)
-    return distances.argmin(2).to(torch.uint8)
+    if len(palettes) == 1:
+        return nearest_codes(points[0], palettes[0])
+    lengths = palettes.square().sum(0)
+    codes = torch.zeros(points.shape[1:], dtype=torch.uint8, device=points.device)
+    least = torch.full_like(points[0], torch.inf)
+    for code in range(palettes.shape[2]):
+        distances = lengths[:, code : code + 1]
+        for part, entries in zip(points, palettes, strict=True):
+            distances = torch.addcmul(distances, part, entries[:, code : code + 1], value=-2)
+        codes.masked_fill_(distances < least, code)
+        least = torch.minimum(least, distances)
+    return codes
 
 
 Grid = LearnedAffine | LearnedPalette | LearnedFloat
