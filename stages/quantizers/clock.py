@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 
+_LEAST = 0.002  # share of the work that must be done before a guess is made
 Report = Callable[[float, float, str], None]
 
 
@@ -19,8 +20,10 @@ class Clock:
 
     def add(self, amount: float, text: str) -> None:
         self._done, self._own = self._done + amount, self._own + amount
-        left = (time.monotonic() - self._started) * max(self.total - self._done, 0) / max(self._own, 1e-9)
-        self._report(self._done, self.total, f"{text}, {_spoken(left)} to go")
+        if self._own > _LEAST * self.total:
+            left = (time.monotonic() - self._started) * max(self.total - self._done, 0) / self._own
+            text = f"{text}, {_spoken(left)} to go"
+        self._report(self._done, self.total, text)
 
 
 def _spoken(seconds: float) -> str:

@@ -76,7 +76,7 @@ def test_quantize_goes_on_where_it_was_killed(moment: int, tmp_path: Path) -> No
     moment = 0
     again = quantize(checkpoint, config, Workspace(tmp_path / "out", tmp_path / "scratch2", send), calibration)
     progress = [event for event in events if isinstance(event, Progress)]
-    assert not seen & {event.text.partition(",")[0] for event in progress} and "to go" in progress[0].text
+    assert not seen & {event.text.partition(",")[0] for event in progress} and "to go" in progress[-1].text
     assert progress[-1].done == pytest.approx(progress[-1].total)
     for file in whole.path.iterdir():
         assert file.read_bytes() == (again.path / file.name).read_bytes(), file
