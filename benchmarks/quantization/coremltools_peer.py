@@ -11,8 +11,6 @@ what it computes from them. `method`:
 
 import re
 import tempfile
-from collections import defaultdict
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +19,7 @@ import torch
 from torch import nn
 
 from quantization.packed import Packed, bits_packed
-from quantization.subject import Answering, calibration_batches, checkpoint, kinds, loss
-from stages.quantizers.examples import Batch
+from quantization.subject import Answering, calibration_batches, calibration_together, checkpoint, kinds, loss
 
 META = "_COREML_/weight/"
 _FOLDER = tempfile.TemporaryDirectory()
@@ -52,7 +49,7 @@ def _palettized(model: Answering, settings: dict[str, Any]) -> nn.Module:
     if settings["method"] == "ptp":
         plain = palettization.PostTrainingPalettizerConfig.from_dict({"global_config": options})
         return palettization.PostTrainingPalettizer(model, plain).compress()
-    batches = _batches()
+    batches = calibration_batches()
     weighted = palettization.SKMPalettizerConfig.from_dict(
         {"global_config": options, "calibration_nsamples": len(batches)}
     )
@@ -151,7 +148,7 @@ def _add_affine(
 def _gptq(model: Answering, settings: dict[str, Any]) -> Packed:
     from coremltools.optimize.torch.layerwise_compression import algorithms
 
-    batches, result = _of_one_length(_batches()), Packed()
+    result = Packed()
     layers = {name: model.model.get_submodule(name.removesuffix(".weight")) for name in kinds(model.model).matrices}
     for block in sorted({_block(name) for name in layers}, key=_order):
         running, hooks = {}, []
@@ -172,7 +169,7 @@ def _gptq(model: Answering, settings: dict[str, Any]) -> Packed:
             algorithm = algorithms.GPTQ(layer, algorithms.ModuleGPTQConfig.from_dict(values))
             running[name] = algorithm
             hooks.append(layer.register_forward_hook(lambda _, inp, out, to=algorithm: to.add_batch(inp[0], out)))
-        for batch in batches:
+        for batch in calibration_together():
             model(batch.pixels, batch.ids)
         for hook in hooks:
             hook.remove()
@@ -186,23 +183,6 @@ def _gptq(model: Answering, settings: dict[str, Any]) -> Packed:
                 _add_affine(result, name, layers[name].weight.detach(), scale, zero, settings)
             algorithm.cleanup()
     return result
-
-
-@cache
-def _batches() -> list[Batch]:
-    return calibration_batches()
-
-
-def _of_one_length(batches: list[Batch]) -> list[Batch]:
-    """The same questions, those of one length together: no padding, and a third of the time."""
-    groups: dict[int, list[Batch]] = defaultdict(list)
-    for batch in batches:
-        groups[batch.ids.shape[1]].append(batch)
-    parts = [group[start : start + 16] for _, group in sorted(groups.items()) for start in range(0, len(group), 16)]
-    return [
-        Batch(*(torch.cat([getattr(each, name) for each in part]) for name in ("pixels", "ids", "present", "answers")))
-        for part in parts
-    ]
 
 
 def _add_normal_float(result: Packed, name: str, weight: torch.Tensor, scale: torch.Tensor, bits: int) -> None:

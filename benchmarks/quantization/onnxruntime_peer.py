@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from quantization.packed import Packed
-from quantization.subject import HEAD, Answering, calibration_batches, checkpoint, kinds
+from quantization.subject import HEAD, Answering, calibration_together, checkpoint, kinds
 
 AT_ONCE = 6  # weights in a graph, so that GPTQ's inputs fit in memory
 
@@ -108,10 +108,10 @@ def _graph(weights: dict[str, NDArray[np.float32]]) -> Any:
 
 
 class _Inputs:
-    """onnxruntime's CalibrationDataReader: what calibration gives each of these layers, question by question."""
+    """onnxruntime's CalibrationDataReader: what calibration gives each of these layers, batch by batch."""
 
     def __init__(self, model: Answering, names: list[str]):
-        self.questions: list[dict[str, NDArray[np.float32]]] = []
+        self.batches: list[dict[str, NDArray[np.float32]]] = []
         hooks = []
         for name in names:
             module = model.model.get_submodule("text.norm" if name == HEAD else name.removesuffix(".weight"))
@@ -119,15 +119,15 @@ class _Inputs:
             def seen(module: nn.Module, given: Any, output: Any, name: str = name) -> None:
                 x = output if name == HEAD else given[0]
                 x = x.permute(0, 2, 3, 1) if isinstance(module, nn.Conv2d) else x
-                self.questions[-1][f"x:{name}"] = x.reshape(-1, x.shape[-1]).numpy()
+                self.batches[-1][f"x:{name}"] = x.reshape(-1, x.shape[-1]).numpy()
 
             hooks.append(module.register_forward_hook(seen))
         with torch.no_grad():
-            for batch in calibration_batches():
-                self.questions.append({})
+            for batch in calibration_together():
+                self.batches.append({})
                 model(batch.pixels, batch.ids)
         for hook in hooks:
             hook.remove()
 
     def __iter__(self) -> Iterator[dict[str, NDArray[np.float32]]]:
-        return iter(self.questions)
+        return iter(self.batches)

@@ -3,6 +3,7 @@
 Run as a script: python -m quantization.ours NAME... FOLDER; each name is a row of OURS, each result FOLDER/<its key>.
 """
 
+import ast
 import hashlib
 import json
 import shutil
@@ -18,7 +19,7 @@ from convert.spent import environment_for
 
 from pipelines import typed
 from pipelines.compose import compose
-from pipelines.errors import TapeoutError
+from pipelines.errors import ConfigError, TapeoutError
 from pipelines.project import find_project
 from pipelines.workspace import Progress, Workspace
 from quantization.subject import REFERENCE, REPOSITORY
@@ -27,7 +28,10 @@ if TYPE_CHECKING:
     import torch
 
 # What a result depends on, beside the configuration.
-SOURCES = ("models", "data", "quantizers", "distillation", "evaluation/divergence.py", "quantize.py", "calibrate.py")
+SOURCES = (
+    *("models", "data", "quantizers", "distillation", "evaluation/divergence.py", "artifacts.py", "tensorfile.py"),
+    *("calibrate.py", "sensitivity.py", "allocate.py", "quantize.py"),
+)
 DEVICE = "iphone-15-pro"  # for what is chosen per device
 
 
@@ -52,14 +56,13 @@ def _palettes() -> list[Ours]:
     for bits in (4, 3, 2, 1):
         for group, words in ((16, "g16"), (0, "per tensor")):
             chosen = ("quantize=palette4", f"quantize.group_size={group}", *even(bits))
-            found.append(Ours(f"gptq palette {bits} {words}", chosen))
-            scaled = (*chosen, "quantize.channel_scale=true")
-            found.append(Ours(f"gptq palette {bits} {words}, channel scale", scaled))
-        everything = ("quantize=palette4", *even(bits, bits))
-        found.append(Ours(f"gptq palette {bits} g16, embeddings and head too", everything))
-    for bits in (8, 4):
-        vectors = ("quantize=palette4", "quantize.vector=2", "quantize.group_size=0", *even(bits))
-        found.append(Ours(f"gptq vectors of 2, {bits} bits", vectors))
+            found.append(Ours(f"palette, {bits} bits {words}", chosen))
+            found.append(Ours(f"palette, {bits} bits {words}, channel scale", (*chosen, "quantize.channel_scale=true")))
+        pairs = ("quantize=palette3", *even(2 * bits))
+        found.append(Ours(f"palette of pairs, {2 * bits} bits", pairs))
+        if bits > 1:
+            small = ("quantize=palette4", *even(bits), "quantize.embeddings=4", "quantize.head=4")
+            found.append(Ours(f"palette, {bits} bits g16, embeddings and head 4", small))
     return found
 
 
@@ -68,14 +71,15 @@ OURS: list[Ours] = [
     *(Ours(f"gptq int{bits} g32", ("quantize=int4", *even(bits))) for bits in (4, 3, 2)),
     Ours("gptq int4 g32 symmetric", ("quantize=int4", "quantize.symmetric=true", *even(4))),
     Ours("rtn int4 g32", ("quantize=int4", "quantize.method=rtn", *even(4))),
-    *_palettes(),
     *(Ours(f"{name} int4 g32", (f"quantize={name}", *even(4))) for name in ("hqq", "awq", "nncf")),
+    *(Ours(f"quantize={name}", (f"quantize={name}",)) for name in ("int4", "palette4", "palette3", "palette2")),
+    *_palettes(),
     *(
         Ours(f"auto, {bits} bits", ("quantize=auto", f"quantize.budget.bits={bits}"), "auto", bits)
         for bits in (4.0, 3.0, 2.5)
     ),
     Ours("auto, KL 0.005", ("quantize=auto", "quantize.budget.bits=null", "quantize.budget.kl=0.005"), "floor", 0.005),
-    *(Ours(f"qat {bits} bits", (f"quantize=qat{bits}",), "qat", bits) for bits in (2, 1)),
+    *(Ours(f"quantize=qat{bits}", (f"quantize=qat{bits}",), "qat", bits) for bits in (2, 1)),
 ]
 
 
@@ -131,19 +135,22 @@ def main(labels: list[str], folder: Path) -> None:
         print(f"{each.label}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
 
 
+@cache
 def key(each: Ours) -> str:
-    """Of the checkpoint, the overrides, conf/ and the sources that a result can depend on."""
-    return f"ours-{hashlib.sha256((_sources() + repr(each)).encode()).hexdigest()[:16]}"
+    """Of the checkpoint, the configuration and the sources that a result can depend on."""
+    try:
+        config = repr(sorted(configured(each).items()))
+    except ConfigError as error:
+        config = str(error)
+    return f"ours-{hashlib.sha256((_sources() + config).encode()).hexdigest()[:16]}"
 
 
 @cache
 def _sources() -> str:
     digest = hashlib.sha256((REFERENCE / "model.safetensors").read_bytes())
-    places = [REPOSITORY / "stages" / name for name in SOURCES] + [REPOSITORY / "conf"]
-    for place in places:
-        files = [place] if place.is_file() else sorted(place.rglob("*.py")) + sorted(place.rglob("*.yaml"))
-        for path in files:
-            digest.update(path.name.encode() + path.read_bytes())
+    for place in (REPOSITORY / "stages" / name for name in SOURCES):
+        for path in [place] if place.is_file() else sorted(place.rglob("*.py")):
+            digest.update(ast.unparse(ast.parse(path.read_text(encoding="utf-8"))).encode())
     return digest.hexdigest()
 
 
