@@ -37,11 +37,11 @@ def allocate(
             chosen = search.smallest_within(config.budget.kl, search.largest if most is None else most)
         points = frontier(search, chosen, weights.parameters, most)
     others, point = uniform(table, weights, device), row(chosen, weights.parameters)
-    made = Allocation(work.out)
-    made.write_json("allocation.json", {name: offer.choice.to_dict() for name, offer in chosen.chosen.items()})
-    made.write_json("frontier.json", {"chosen": point, "points": points, "uniform": others})
-    plot(made.path / "frontier.svg", device.title, point, points, others)
-    (made.path / "allocation.md").write_text(
+    allocation = Allocation(work.out)
+    allocation.write_json("allocation.json", {name: offer.choice.to_dict() for name, offer in chosen.chosen.items()})
+    allocation.write_json("frontier.json", {"chosen": point, "points": points, "uniform": others})
+    plot(allocation.path / "frontier.svg", device.title, point, points, others)
+    (allocation.path / "allocation.md").write_text(
         explained(table, chosen, search.offers, point, others, config.budget, device), encoding="utf-8"
     )
     for line in summary(point, others):
@@ -49,4 +49,4 @@ def allocate(
     for name in ("bytes", "bits", "kl", "accuracy"):
         if point[name] is not None:
             work.metric(f"allocation.{name}", point[name])
-    return made
+    return allocation

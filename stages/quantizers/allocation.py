@@ -12,7 +12,7 @@ half of the questions found, the other half judges.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -84,6 +84,11 @@ class Search:
         first = self.measured(self._solved(budget))
         return self._refined(first, budget, rounds) if self._judges else first
 
+    def unimproved(self, budget: int) -> Allocated:
+        """The knapsack's solution, judged; budget: no less than self.smallest."""
+        found = self._sized(self._solved(budget))
+        return replace(found, judged=self._judges[1].measured(self._dense(found.chosen))) if self._judges else found
+
     def smallest_within(self, kl: float, budget: int) -> Allocated:
         """The fewest bytes, at most `budget`, whose divergence on both halves is at most `kl`. Raises StageError."""
         if not self._judges:
@@ -111,12 +116,22 @@ class Search:
         return self._shrunk(best, kl)
 
     def measured(self, chosen: Mapping[str, Offer]) -> Allocated:
-        size = self._weights.other_bytes + sum(offer.bytes for offer in chosen.values())
-        cost = sum(offer.cost for offer in chosen.values())
+        found = self._sized(chosen)
         if not self._judges:
-            return Allocated(chosen, size, cost)
-        dense = {name: self._weights.dense(name, offer.choice) for name, offer in chosen.items() if _changes(offer)}
-        return Allocated(chosen, size, cost, *(judge.measured(dense) for judge in self._judges))
+            return found
+        searched, judged = (judge.measured(self._dense(chosen)) for judge in self._judges)
+        return replace(found, searched=searched, judged=judged)
+
+    def _sized(self, chosen: Mapping[str, Offer]) -> Allocated:
+        size = self._weights.other_bytes + sum(offer.bytes for offer in chosen.values())
+        return Allocated(chosen, size, sum(offer.cost for offer in chosen.values()))
+
+    def _dense(self, chosen: Mapping[str, Offer]) -> dict[str, torch.Tensor]:
+        return {
+            name: self._weights.dense(name, offer.choice)
+            for name, offer in chosen.items()
+            if offer.choice.bits or offer.choice.sparse
+        }
 
     def _bits(self, size: int) -> float:
         return 8 * size / self._weights.parameters
@@ -184,10 +199,6 @@ class Search:
     def _added(self, name: str, offer: Offer, dense: torch.Tensor, slope: torch.Tensor, ratio: float) -> float:
         step = self._weights.dense(name, offer.choice) - dense
         return float((slope * step).sum()) + ratio * self._weights.scores.of(name, step)
-
-
-def _changes(offer: Offer) -> bool:
-    return bool(offer.choice.bits) or offer.choice.sparse
 
 
 def _ratio(offers: Sequence[Offer]) -> float:

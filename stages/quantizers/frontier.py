@@ -12,7 +12,7 @@ from stages.quantizers.weights import Weights
 from stages.schema import DeviceProfile
 
 _POINTS = 12
-_SVG = {"svg.hashsalt": "tapeout", "svg.fonttype": "none", "font.size": 9}
+_SVG: dict[Any, Any] = {"svg.hashsalt": "tapeout", "svg.fonttype": "none", "font.size": 9}
 
 
 def frontier(search: Search, chosen: Allocated, parameters: int, most: int | None) -> list[dict[str, Any]]:
@@ -21,7 +21,7 @@ def frontier(search: Search, chosen: Allocated, parameters: int, most: int | Non
     largest = max(min(search.largest, most or search.largest), chosen.bytes, search.smallest)
     span = math.log(largest / search.smallest)
     sizes = [int(search.smallest * math.exp(span * place / (_POINTS - 1))) for place in range(_POINTS)]
-    found = {point.bytes: point for point in (search.within(max(size, search.smallest), rounds=0) for size in sizes)}
+    found = {point.bytes: point for point in (search.unimproved(max(size, search.smallest)) for size in sizes)}
     return [row(found[size], parameters) for size in sorted(found)]
 
 

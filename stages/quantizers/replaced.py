@@ -78,7 +78,7 @@ class ReplacedModel:
                 found = self._predicted(part, kept, -1)
                 divergence = (kept.expected.exp() * (kept.expected - found)).sum() / tokens
                 divergence.backward()  # type: ignore[no-untyped-call]
-                total += float(divergence)
+                total += divergence.item()
             gradients = {
                 name: parameter.grad.flatten(1) for name, parameter in parameters.items() if parameter.grad is not None
             }
@@ -140,7 +140,8 @@ class ReplacedModel:
 
     def _context(self, part: SharedImages) -> MaskedContext:
         count = part.batch.ids.shape[1]
-        return MaskedContext(torch.arange(count), torch.ones(count, count).tril().bool(), self._model.config.text)
+        mask = torch.ones(count, count).tril().bool()
+        return MaskedContext(torch.arange(count), mask, self._model.text.config)
 
 
 def _all_right(part: SharedImages, best: torch.Tensor) -> int:

@@ -11,6 +11,7 @@ A weight's cost is its score times both ratios.
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from pipelines.workspace import Workspace
@@ -84,10 +85,11 @@ class _Measuring:
             self._step(f"candidate {index + 1} of {len(self._every)}")
             for name, choice in chosen.items():
                 if (name, choice) not in self._scores:
-                    key = f"score {name} {choice}"
-                    self._scores[name, choice] = self._journal.get(
-                        key, lambda n=name, c=choice: [self._weights.score(n, c)]
-                    )[0]
+                    run = partial(self._scored, name, choice)
+                    self._scores[name, choice] = self._journal.get(f"score {name} {choice}", run)[0]
+
+    def _scored(self, name: str, choice: Choice) -> list[float]:
+        return [self._weights.score(name, choice)]
 
     def _measure_group(self, group: str) -> list[dict[str, Any]]:
         rows = []

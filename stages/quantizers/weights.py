@@ -74,20 +74,20 @@ class Weights:
             self.other_bytes = sum(sizes[name] * tensors[name].numel() for name in tensors if name not in self.layers)
         self._float_sizes = {name: sizes[name] for name in self.layers}
 
-    def float(self, name: str) -> torch.Tensor:
+    def full(self, name: str) -> torch.Tensor:
         """float32 (out, in)."""
         return self._tensors[name].float().flatten(1)
 
     def dense(self, name: str, choice: Choice) -> torch.Tensor:
         """float32 (out, in), as the store will give it."""
         if not choice.bits and not choice.sparse:
-            return self.float(name)
+            return self.full(name)
         if (name, choice) in self._results:
             return self._results[name, choice].dense()
         key = _key(name, choice)
         if self._made and key in self._stored:
             return torch.from_numpy(self._made.dense(key)).flatten(1)
-        made = quantized(name, self.float(name), self.layers[name], choice, self._statistics, self._settings)
+        made = quantized(name, self.full(name), self.layers[name], choice, self._statistics, self._settings)
         if self._keep:
             self._results[name, choice] = made
         return made.dense()
@@ -100,7 +100,7 @@ class Weights:
                 add_result(writer, _key(name, choice), self.layers[name], choice, self._results[name, choice])
 
     def score(self, name: str, choice: Choice) -> float:
-        return self.scores.of(name, self.float(name) - self.dense(name, choice)) if choice.bits else 0.0
+        return self.scores.of(name, self.full(name) - self.dense(name, choice)) if choice.bits else 0.0
 
     def bytes(self, name: str, choice: Choice) -> int:
         return bytes_of(choice, self.layers[name].shape, self._float_sizes[name])
