@@ -157,7 +157,8 @@ class Allocation(Artifact):
 
 class QuantizedModel(Model):
     """The model as it will be shipped, before any runtime: weights.safetensors and formats.json (quantizers/store.py),
-    with the checkpoint's config.json, tokenizer.json and preprocessing.json beside them."""
+    with the checkpoint's config.json, tokenizer.json and preprocessing.json beside them; where inputs are rounded to
+    static ranges, activations.json."""
 
     def store(self) -> "QuantizedStore":
         from stages.quantizers.store import QuantizedStore
@@ -173,7 +174,15 @@ class QuantizedModel(Model):
             model: Any = self.config().build()
         state = {name: torch.from_numpy(store.dense(name)) for name in store.names()}
         model.load_state_dict(state, assign=True)
+        if ranges := self.activations():
+            from stages.quantizers.nncf_static import attach
+
+            attach(model, ranges)
         return model.eval()
+
+    def activations(self) -> dict[str, Any]:
+        """{weight: {"bits", "scale", "zero_point"}} of the inputs that are rounded to static ranges; usually none."""
+        return dict(self.read_json("activations.json")) if (self.path / "activations.json").is_file() else {}
 
 
 class Probe(Artifact):

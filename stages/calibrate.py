@@ -1,5 +1,7 @@
 """calibrate: what a seeded set of sequences shows of each layer, as a Calibration."""
 
+from dataclasses import asdict
+
 from pipelines.workspace import Workspace
 from stages.artifacts import Calibration, Checkpoint
 from stages.quantizers.sequences import samples_of
@@ -21,4 +23,5 @@ def calibrate(checkpoint: Checkpoint, config: CalibrateConfig, work: Workspace) 
         write_statistics(calibration.statistics, files)
         scores = sensitivity(checkpoint, StatisticsReader(calibration.statistics))
     calibration.write_json("sensitivity.json", scores)
+    calibration.write_json("settings.json", {**asdict(config), "draw": config.draw.value})
     return calibration

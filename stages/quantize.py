@@ -22,5 +22,14 @@ def quantize(
     """
     with one_thread():
         quantize_weights(checkpoint, calibration, allocation, config, work)
+        ranges = None
+        if config.activations:
+            from stages.quantizers.nncf_static import static_ranges
+
+            assert calibration is not None
+            ranges = static_ranges(checkpoint, calibration)
     checkpoint.copy_description(work.out)
-    return QuantizedModel(work.out)
+    model = QuantizedModel(work.out)
+    if ranges is not None:
+        model.write_json("activations.json", ranges)
+    return model

@@ -12,7 +12,7 @@ from torch.export.graph_signature import InputKind
 from torch.fx import Node
 
 from stages.lowering.graph import Weight
-from stages.lowering.onnx import weights
+from stages.lowering.onnx import static, weights
 from stages.lowering.onnx.builder import GraphBuilder
 
 
@@ -29,6 +29,8 @@ def parameters(program: ExportedProgram) -> dict[str, Weight]:
 
 def linear(graph: GraphBuilder, node: Node, x: ir.Value, weight: Weight, bias: Weight | None) -> ir.Value:
     """node's product: alone, or its part of the product of all linears that read x."""
+    if static.is_static(graph, weight):
+        return static.linear(graph, x, weight, graph.value(bias) if bias else None)
     if ("part", node) not in graph.shared:
         group = _fusible(graph, node)
         if len(group) == 1:
@@ -71,7 +73,8 @@ def _kind(graph: GraphBuilder, node: Node) -> tuple[object, ...] | None:
     known = [isinstance(value, Node) and value.name in graph.parameters for value in (matrix, *bias)]
     if not all(known) or len(matrix.users) > 1:  # type: ignore[union-attr]
         return None
-    form = graph.store.format(graph.parameters[matrix.name].name)  # type: ignore[union-attr]
-    if form.format != "affine":
+    weight = graph.parameters[matrix.name]  # type: ignore[union-attr]
+    form = graph.store.format(weight.name)
+    if form.format != "affine" or static.is_static(graph, weight):
         return None
     return form.bits, form.group_size, form.symmetric, form.columns, len(bias)

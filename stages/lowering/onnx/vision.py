@@ -8,6 +8,7 @@ import onnx_ir as ir
 from torch.fx import Node
 
 from stages.lowering.graph import Weight, operator_name
+from stages.lowering.onnx import static
 from stages.lowering.onnx.builder import GraphBuilder
 from stages.lowering.onnx.shapes import integers, lowers, shape_of, unsupported
 
@@ -28,8 +29,8 @@ def convolution(
     padded = {"auto_pad": {"same": "SAME_UPPER", "valid": "VALID"}[padding]} if isinstance(padding, str) else {}
     return graph.op(
         "Conv",
-        x,
-        weight,
+        static.rounded(graph, x, weight),
+        static.dequantized(graph, weight),
         *([bias] if bias else []),
         kernel_shape=kernel,
         strides=_each(stride, kernel),
