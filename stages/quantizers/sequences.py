@@ -40,7 +40,7 @@ def samples_of(checkpoint: Checkpoint, config: CalibrateConfig) -> list[Sample]:
     else:
         found = _questions(checkpoint, prompts, config)
     if not found:
-        raise StageError("the calibration set is empty", hint="Set calibrate.samples to 1 or more; 128 is usual.")
+        raise StageError("the calibration set is empty", hint="Set calibrate.samples to 1 or more; 512 is usual.")
     return sorted(found, key=lambda sample: sample.image is None)
 
 

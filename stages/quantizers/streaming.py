@@ -33,7 +33,7 @@ def measure(
     gradients that are not finite, naming the layer.
     """
     if not samples:
-        raise StageError("the calibration set is empty", hint="Set calibrate.samples to 1 or more; 128 is usual.")
+        raise StageError("the calibration set is empty", hint="Set calibrate.samples to 1 or more; 512 is usual.")
     check_kind(checkpoint)
     with exact_products(), Workers(config.threads) as workers:
         passage = _passage(checkpoint, samples, config, scratch, report, workers)
