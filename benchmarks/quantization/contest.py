@@ -34,8 +34,7 @@ class Contest:
         matrices = kinds(model).matrices
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
         self.of_matrices = sum(model.get_parameter(name).numel() for name in matrices)
-        common = assembled(Packed(), Basis.same).bytes - 2 * self.of_matrices
-        self.rest = {Basis.same: common, Basis.whole: 2 * (self.parameters - self.of_matrices)}
+        self.common = assembled(Packed(), Basis.same).bytes - 2 * self.of_matrices
 
     def entries(self, who: Sequence[str]) -> list[Entry]:
         torch.set_num_threads(1)
@@ -91,7 +90,9 @@ class Contest:
         return [each for bits in CLASSES for each in frontier(of_class(_counted(screened), bits), NEAR)]
 
     def _sizes(self, size: int, basis: Basis) -> dict[str, float]:
-        return {"bytes": size, "matrix_bits": 8 * (size - self.rest[basis]) / self.of_matrices}
+        """On `whole`, what is beside the matrices differs: their bits are not to be told from the size."""
+        bits = 8 * (size - self.common) / self.of_matrices if basis is Basis.same else 0.0
+        return {"bytes": size, "matrix_bits": bits}
 
     @staticmethod
     def _measured(entry: Entry, state: dict[str, torch.Tensor], judge: Judge) -> Entry:

@@ -64,7 +64,7 @@ def table(entries: Sequence[Entry]) -> str:
                 each.label,
                 f"{each.bytes:,}",
                 f"{each.average_bits:.2f}",
-                f"{each.matrix_bits:.2f}",
+                f"{each.matrix_bits:.2f}" if each.matrix_bits else "",
                 f"{each.kl:.5f}",
                 f"{each.questions:,}",
                 f"{each.agreement:.2%}",
