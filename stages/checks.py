@@ -49,6 +49,11 @@ def weight_formats(config: QuantizeConfig, device: DeviceProfile) -> None:
     if config.training:
         distillation(config.training, where="quantize.training")
     runtime = f"{device.name} ({device.runtime.value})"
+    if config.activations and device.runtime is Runtime.coreml:
+        raise ConfigError(
+            f"quantize: {runtime} rounds no activations; quantize.activations is {config.activations}",
+            hint="Set quantize.activations=0, or build for a device of ONNX Runtime.",
+        )
     keys = () if allocates(config) else _KEYS
     for index, choice in enumerate(check_choices(config)):
         missing = [name for name in choice.needs() if name not in device.weight_formats]

@@ -44,7 +44,10 @@ def dequantized(graph: GraphBuilder, weight: Weight, transposed: bool = False) -
     stored = graph.stored(f"{weight.name}.int8", codes, ir.DataType.INT8, codes.shape)
     scales = graph.store.scales(weight.name)[:, 0].astype(np.float32)
     scale = graph.stored(f"{weight.name}.int8.scales", scales, ir.DataType.FLOAT, scales.shape)
-    return graph.op("DequantizeLinear", stored, scale, dtype=ir.DataType.FLOAT, axis=int(transposed))
+    # Zero points of 0 are the default, but some of the runtime's passes want them, and of each weight its own.
+    zeros = np.zeros(len(scales), np.int8)
+    zero_point = graph.stored(f"{weight.name}.int8.zero_points", zeros, ir.DataType.INT8, zeros.shape)
+    return graph.op("DequantizeLinear", stored, scale, zero_point, dtype=ir.DataType.FLOAT, axis=int(transposed))
 
 
 def linear(graph: GraphBuilder, x: ir.Value, weight: Weight, bias: ir.Value | None) -> ir.Value:
