@@ -183,7 +183,7 @@ def factor(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """U float32 (in, in) and the diagonal of D float32 (in,), of the columns in their order; and that order.
 
-    On CUDA where torch sees it; a code in a million may come out as its neighbour there.
+    On CUDA where torch sees it, where the last bits of float64, and so a code on the edge, may differ.
     """
     order = torch.arange(len(hessian))
     if activation_order:

@@ -22,7 +22,7 @@ _POINTS = 1 << 14  # vectors compared with all entries at a time
 @dataclass(frozen=True)
 class Codebook:
     """Palettes without codes: palette float16 (groups, 2^bits) ascending, or (groups, 2^bits, vector); group_size rows
-    share one; channel_scales float16 (out,) or None. weights: float32 (out, in), what each error counts (of vectors)."""
+    share one; channel_scales float16 (out,) or None. weights: float32 (out, in), what errors count (of vectors)."""
 
     palette: torch.Tensor
     group_size: int
