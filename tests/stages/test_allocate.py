@@ -48,7 +48,7 @@ def brute_force(problem: list[list[tuple[int, float]]], budget: int) -> float | 
 
 
 @given(items, st.integers(0, 250), st.sampled_from([1, 7]))
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=100)
 def test_the_knapsack_is_exact(problem: list[list[tuple[int, float]]], budget: int, unit: int) -> None:
     problem = [[(size * unit, cost) for size, cost in options] for options in problem]
     places, least = solve(problem, budget * unit), brute_force(problem, budget * unit)
@@ -79,9 +79,9 @@ class Made:
         self.path = path
         self.checkpoint: Checkpoint = toy_checkpoint(path / "checkpoint", layers=2)
         config = group("calibrate", "default", samples=8, batch=8)
-        self.calibration: Calibration = calibrate(self.checkpoint, config, workspace(path / "calibrate"))
+        self.calibration: Calibration = calibrate(self.checkpoint, config, workspace(path / "calibrate" / "out"))
         self.config = group("sensitivity", "default", samples=8, batch=8, candidates=CANDIDATES, **RUN)
-        out = workspace(path / "sensitivity")
+        out = workspace(path / "sensitivity" / "out")
         self.sensitivity: Sensitivity = sensitivity(self.checkpoint, self.calibration, self.config, out)
         self.count, self.known = 0, {}
 
@@ -91,7 +91,7 @@ class Made:
         if key not in self.known or again:
             self.count += 1
             measured = changes.pop("sensitivity", self.sensitivity)
-            config, out = self.quantize(**changes), workspace(self.path / f"allocate-{self.count}")
+            config, out = self.quantize(**changes), workspace(self.path / f"allocate-{self.count}" / "out")
             profile = group("device", device)
             self.known[key] = allocate(measured, self.checkpoint, self.calibration, config, profile, out)
         return self.known[key]
@@ -103,7 +103,7 @@ class Made:
     def bytes_of(self, allocation: Allocation, **changes: Any) -> int:
         """As quantize stores it."""
         self.count += 1
-        out = workspace(self.path / f"quantize-{self.count}")
+        out = workspace(self.path / f"quantize-{self.count}" / "out")
         return (
             quantize(self.checkpoint, self.quantize(**changes), out, self.calibration, allocation).store().total_bytes()
         )
@@ -211,7 +211,7 @@ def test_an_override_comes_first(made: Made) -> None:
 
 def test_without_running_the_model(made: Made) -> None:
     config = group("sensitivity", "default", measure="fisher", candidates=CANDIDATES, **RUN)
-    out = workspace(made.path / "fisher")
+    out = workspace(made.path / "fisher" / "out")
     ranked = sensitivity(made.checkpoint, made.calibration, config, out)
     found = made.allocation(sensitivity=ranked, budget={"bits": 3.2})
     chosen = found.read_json("frontier.json")["chosen"]
