@@ -29,7 +29,8 @@ def rounded(graph: GraphBuilder, x: ir.Value, weight: Weight) -> ir.Value:
         scale, zero_point = graph.constant(grid["scale"], np.float32), graph.constant(grid["zero_point"], np.uint8)
         codes = graph.op("QuantizeLinear", x, scale, zero_point, dtype=ir.DataType.UINT8)
         graph.shared[key] = graph.op("DequantizeLinear", codes, scale, zero_point, dtype=ir.DataType.FLOAT)
-    return graph.shared[key]
+    result: ir.Value = graph.shared[key]
+    return result
 
 
 def dequantized(graph: GraphBuilder, weight: Weight, transposed: bool = False) -> ir.Value:
