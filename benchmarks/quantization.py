@@ -3,7 +3,7 @@
 python benchmarks/quantization.py [--only ours,nncf,coremltools,onnxruntime] [--per-task N] [--screen N]
                                   [--cache DIR] [--json FILE] [--plot [FILE.svg]]
 
-Everybody has the same calibration data (the 128 questions of conf/calibrate) and is judged alike: the dequantized
+Everybody has the same calibration data (quantization/subject.py: 128 questions) and is judged alike: the dequantized
 weights, in the same torch model, on the same held-out questions (225 of each of nine tasks), by the KL divergence from
 the float model's predictions of the answers' tokens, and by answers generated from the image. The comparison is of
 weights, not of runtimes. What is far off at its size is measured on fewer questions (`--screen`), and says so.

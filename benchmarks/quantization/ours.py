@@ -22,7 +22,7 @@ from pipelines.compose import compose
 from pipelines.errors import ConfigError, TapeoutError
 from pipelines.project import find_project
 from pipelines.workspace import Progress, Workspace
-from quantization.subject import REFERENCE, REPOSITORY
+from quantization.subject import CALIBRATION, REFERENCE, REPOSITORY
 
 if TYPE_CHECKING:
     import torch
@@ -159,7 +159,9 @@ def configured(each: Ours) -> dict[str, Any]:
     from stages.schema import SCHEMAS
 
     project = find_project(REPOSITORY)
-    overrides = [f"device=[{DEVICE}]", "tracking=none", *each.overrides]
+    count, seed = CALIBRATION
+    same = [f"calibrate.samples={count}", f"calibrate.seed={seed}"]
+    overrides = [f"device=[{DEVICE}]", "tracking=none", *same, *each.overrides]
     values, _ = compose(project, overrides)
     groups = [name for name in ("calibrate", "sensitivity", "quantize") if name in values]
     made = {name: typed.build(typed.check(name, name, values[name], SCHEMAS[name]), SCHEMAS[name]) for name in groups}

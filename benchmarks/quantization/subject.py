@@ -19,7 +19,7 @@ from stages.quantizers.layers import is_matrix
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 REFERENCE = REPOSITORY / "artifacts" / "reference"
-CALIBRATION = (128, 11)  # questions, seed: as conf/calibrate/default.yaml
+CALIBRATION = (128, 11)  # questions, seed: of everybody, ours too
 HEAD, EMBEDDINGS = "text.lm_head.weight", "text.embed_tokens.weight"
 
 
