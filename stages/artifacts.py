@@ -175,7 +175,7 @@ class QuantizedModel(Model):
         state = {name: torch.from_numpy(store.dense(name)) for name in store.names()}
         model.load_state_dict(state, assign=True)
         if ranges := self.activations():
-            from stages.quantizers.nncf_static import attach
+            from stages.quantizers.static_ranges import attach
 
             attach(model, ranges)
         return model.eval()

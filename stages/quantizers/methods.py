@@ -6,8 +6,11 @@ import torch
 
 from stages.quantizers.choices import Choice, Role
 from stages.quantizers.gptq import gptq_affine, gptq_palette
+from stages.quantizers.hqq import hqq
 from stages.quantizers.layers import Layer
+from stages.quantizers.nncf_weights import nncf_weights
 from stages.quantizers.palettize import palettize
+from stages.quantizers.prune import prune
 from stages.quantizers.results import Affine, Float, Palette
 from stages.quantizers.rtn import round_to_nearest
 from stages.quantizers.statistics import StatisticsReader
@@ -24,8 +27,6 @@ def quantized(
     """weight: float32 (out, in), as `choice` says; with bits or zeros, or both."""
     mask = None
     if choice.sparse:
-        from stages.quantizers.prune import prune
-
         weight, mask = prune(
             weight, statistics.second_moment(name), choice.sparsity, choice.sparsity_pattern, damping=config.damping
         )
@@ -96,12 +97,8 @@ def _affine(
             mask=mask,
         )
     if choice.method is Method.hqq:
-        from stages.quantizers.hqq import hqq
-
         return hqq(weight, bits, size, symmetric)
     if choice.method is Method.nncf:
-        from stages.quantizers.nncf_weights import nncf_weights
-
         return nncf_weights(weight, bits, size, symmetric)
     search = config.scale_search and bits < 8
     measured = search and layer.role not in (Role.embeddings, Role.spatial)

@@ -9,6 +9,7 @@ import torch
 from pipelines.errors import StageError
 from pipelines.workspace import Workspace
 from stages.artifacts import Allocation, Calibration, Checkpoint
+from stages.quantizers import qat
 from stages.quantizers.awq import Scaled, ScaledStatistics, equalized, explained
 from stages.quantizers.choices import Choice, Role, choices
 from stages.quantizers.clock import Clock
@@ -51,8 +52,6 @@ def quantize_weights(
             chosen = explained(chosen, scalings)
         results = _results(tensors, layers, chosen, statistics, config, work)
         if config.method is Method.qat and config.training:
-            from stages.quantizers import qat
-
             trained, others = qat.train(checkpoint, dict(results), config.training, work)
             results, tensors = iter(sorted(trained.items())), {**tensors, **others}
         floats = set(tensors)

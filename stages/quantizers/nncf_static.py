@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from hashlib import sha256
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -28,7 +27,6 @@ ACTIVATIONS = "activations.json"
 SETTINGS = "settings.json"  # of the calibration
 _IMAGES = 32
 _NEAR = 1e-2  # of a step: what still lies on a grid
-Ranges = Mapping[str, Mapping[str, float]]
 
 
 def static_ranges(checkpoint: Checkpoint, calibration: Calibration) -> dict[str, dict[str, float]]:
@@ -117,15 +115,3 @@ def _lies_on(values: torch.Tensor, grid: Mapping[str, float]) -> bool:
     codes = values.double() / grid["scale"] + grid["zero_point"]
     inside = float(codes.min()) > -0.5 and float(codes.max()) < 255.5
     return inside and float((codes - codes.round()).abs().max()) < _NEAR
-
-
-def attach(model: nn.Module, ranges: Ranges) -> None:
-    """Let the model round the inputs of these weights' modules, as a runtime does."""
-    for name, grid in ranges.items():
-        scale, zero_point = np.float32(grid["scale"]).item(), int(grid["zero_point"])
-
-        def rounded(module: Any, inputs: tuple[Any, ...], scale: float = scale, zero: int = zero_point) -> Any:
-            values = torch.fake_quantize_per_tensor_affine(inputs[0], scale, zero, 0, 255)
-            return (values, *inputs[1:])
-
-        model.get_submodule(name.removesuffix(".weight")).register_forward_pre_hook(rounded)
