@@ -90,7 +90,9 @@ def run(chosen: list[Ours], folder: Path) -> dict[str, Path]:
     if missing:
         with (folder / "ours.log").open("a") as log:
             words = [sys.executable, "-m", "quantization.ours", *missing, str(folder)]
-            subprocess.run(words, check=True, stdout=log, stderr=log, env=environment_for(threads=1))
+            ended = subprocess.run(words, stdout=log, stderr=log, env=environment_for(threads=1)).returncode
+        if ended:
+            raise SystemExit(f"a measurement ended with {ended}: see {log.name}")
     return {each.label: folder / key(each) for each in chosen}
 
 

@@ -57,7 +57,9 @@ def run(chosen: Sequence[Variant], cache: Path) -> dict[str, Path]:
         if missing:
             words = [sys.executable, "-m", "quantization.child", peer, json.dumps(missing), str(cache)]
             with (cache / f"{peer}.log").open("a") as log:
-                subprocess.run(words, check=True, stdout=log, stderr=log, env=environment_for(threads=1))
+                ended = subprocess.run(words, stdout=log, stderr=log, env=environment_for(threads=1)).returncode
+            if ended:
+                raise SystemExit(f"a measurement ended with {ended}: see {log.name}")
     return {each.key: cache / each.key for each in chosen}
 
 
