@@ -146,7 +146,8 @@ class LayerOverride:
 @dataclass
 class Budget:
     """What an automatic choice must keep, each null where it does not bind: bits, the average over all parameters of
-    the model; bytes of all its weights; kl, the greatest divergence from the float model, in nats an answer token."""
+    the model; bytes of all its weights; kl, the greatest divergence from the float model, in nats an answer token, on
+    calibration questions, two standard errors included."""
 
     bits: float | None
     bytes: int | None

@@ -58,6 +58,12 @@ class Allocated:
         found = [each.kl for each in (self.searched, self.judged) if each]
         return max(found) if found else self.cost
 
+    @property
+    def high(self) -> float:
+        """What the divergence is hardly above: the greater of both halves' kl and two standard errors."""
+        found = [each.high for each in (self.searched, self.judged) if each]
+        return max(found) if found else self.cost
+
 
 class Search:
     """offers: of each weight; judges: one on which divergence is lowered, and one by which what was found is judged."""
@@ -91,26 +97,27 @@ class Search:
         return replace(found, judged=self._judges[1].measured(self._dense(found.chosen))) if self._judges else found
 
     def smallest_within(self, kl: float, budget: int) -> Allocated:
-        """The fewest bytes, at most `budget`, whose divergence on both halves is at most `kl`. Raises StageError."""
+        """The fewest bytes, at most `budget`, whose divergence on both halves is at most `kl`, two standard errors
+        included. Raises StageError."""
         if not self._judges:
             raise StageError(
                 "quantize.budget.kl bounds a divergence, and the sensitivity measured nothing",
                 hint="Set sensitivity.measure=kl, for a model that fits in memory, or bound quantize.budget.bits.",
             )
         best = self.measured(self._solved(budget)) if budget >= self.smallest else self.within(budget)
-        if best.kl > kl:
+        if best.high > kl:
             best = self.within(budget)
-        if best.kl > kl:
+        if best.high > kl:
             raise StageError(
-                f"no allocation of at most {best.bytes:,} bytes was found with a divergence of at most {kl:g}; the "
-                f"least was {best.kl:.3g}",
-                hint=f"Set quantize.budget.kl={best.kl:.2g} or more, or a larger quantize.budget.bytes.",
+                f"no allocation of at most {best.bytes:,} bytes was found whose divergence is at most {kl:g}, two "
+                f"standard errors included; the least was {best.high:.3g}",
+                hint=f"Set quantize.budget.kl={best.high:.2g} or more, or a larger quantize.budget.bytes.",
             )
         low, high = math.log(self.smallest), math.log(best.bytes)
         for _ in range(_BISECTIONS):
             middle = (low + high) / 2
             found = self.measured(self._solved(int(math.exp(middle))))
-            if found.kl <= kl:
+            if found.high <= kl:
                 best, high = found, middle
             else:
                 low = middle
@@ -173,7 +180,7 @@ class Search:
         for _ in range(_SHRINKS):
             budget = max(int(best.bytes * _SHRINK), self.smallest)
             found = self.within(budget, rounds=_ROUNDS // 2)
-            if found.kl > kl or found.bytes >= best.bytes:
+            if found.high > kl or found.bytes >= best.bytes:
                 break
             best = found
         return best

@@ -32,6 +32,7 @@ def row(point: Allocated, parameters: int) -> dict[str, Any]:
         "bits": _bits(point.bytes, parameters),
         "estimate": point.cost,
         "kl": judged.kl if judged else None,
+        "high": point.high if judged else None,
         "agreement": judged.agreement if judged else None,
         "accuracy": judged.accuracy if judged else None,
     }
@@ -43,7 +44,7 @@ def uniform(table: Mapping[str, Any], weights: Weights, device: DeviceProfile) -
     for each in table["uniform"]:
         made = {name: Choice.from_dict(values) for name, values in each["choices"].items()}
         if all(takes(device, choice, weights.layers[name].shape) for name, choice in made.items()):
-            measured = {key: each[key] for key in ("label", "bytes", "kl", "agreement", "accuracy")}
+            measured = {key: each[key] for key in ("label", "bytes", "kl", "high", "agreement", "accuracy")}
             rows.append({"bits": _bits(each["bytes"], table["parameters"]), **measured})
     return rows
 

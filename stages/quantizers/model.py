@@ -52,7 +52,7 @@ def quantize_weights(
             chosen = explained(chosen, scalings)
         results = _results(tensors, layers, chosen, statistics, config, work)
         if config.method is Method.qat and config.training:
-            trained, others = qat.train(checkpoint, dict(results), config.training, work)
+            trained, others = qat.train(checkpoint, dict(results), config.training, work, tensors=tensors)
             results, tensors = iter(sorted(trained.items())), {**tensors, **others}
         floats = set(tensors)
         for name, result in results:

@@ -21,11 +21,13 @@ _LAYERS = "text.layers."
 
 @dataclass(frozen=True)
 class Measured:
-    """kl: KL(float || model), nats an answer token. agreement: the share of answer tokens whose most likely token is
+    """kl: KL(float || model), nats an answer token. high: kl and two standard errors of it; questions about one image
+    count as one observation. agreement: the share of answer tokens whose most likely token is
     the float model's. accuracy: the share of questions of which every answer token is the most likely one, given those
     before it, which is what greedy decoding would answer."""
 
     kl: float
+    high: float
     agreement: float
     accuracy: float
 
@@ -53,17 +55,21 @@ class ReplacedModel:
     def measured(self, weights: Mapping[str, torch.Tensor]) -> Measured:
         """weights: by name, float32, what replaces them, in any shape of the right size."""
         start = min((self._first(name) for name in weights), default=self._depth)
-        total, same, right, tokens, questions = 0.0, 0, 0, 0, 0
+        same, right, questions = 0, 0, 0
+        sums: list[torch.Tensor] = []
         with self._replaced(weights), torch.inference_mode():
             for part, kept in zip(self._parts, self._kept, strict=True):
                 found = self._predicted(part, kept, start)
-                total += float((kept.expected.exp() * (kept.expected - found)).sum(dtype=torch.float64))
+                sums.append(_by_image(part, (kept.expected.exp() * (kept.expected - found)).sum(1)))
                 best = found.argmax(-1)
                 same += int((kept.expected.argmax(-1) == best).sum())
                 right += _all_right(part, best)
-                tokens += len(found)
                 questions += len(part.images)
-        return Measured(max(total / tokens, 0.0), same / tokens, right / questions)
+        totals, counts = torch.cat(sums).T
+        tokens = float(counts.sum())
+        kl = max(float(totals.sum()) / tokens, 0.0)
+        error = float((totals - kl * counts).square().sum().sqrt()) / tokens  # of a ratio (Cochran 1977, 6.4)
+        return Measured(kl, kl + 2 * error, same / tokens, right / questions)
 
     def gradients(
         self, weights: Mapping[str, torch.Tensor], names: Sequence[str]
@@ -142,6 +148,13 @@ class ReplacedModel:
         count = part.batch.ids.shape[1]
         mask = torch.ones(count, count).tril().bool()
         return MaskedContext(torch.arange(count), mask, self._model.text.config)
+
+
+def _by_image(part: SharedImages, values: torch.Tensor) -> torch.Tensor:
+    """values (answer tokens,): their sum over each image's questions, and how many they are, float64 (images, 2)."""
+    images = part.images[part.batch.answers[:, 1:].nonzero()[:, 0]]
+    found = torch.zeros(len(part.batch.pixels), 2, dtype=torch.float64)
+    return found.index_add_(0, images, torch.stack([values.double(), torch.ones(len(values)).double()], dim=1))
 
 
 def _all_right(part: SharedImages, best: torch.Tensor) -> int:

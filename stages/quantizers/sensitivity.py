@@ -162,7 +162,12 @@ class _Measuring:
                 found = self._measured(f"uniform {index} {len(apart)}", picked)
                 size = self._weights.other_bytes + sum(self._weights.bytes(*item) for item in picked.items())
                 choices = {name: choice.to_dict() for name, choice in picked.items()}
-                measured = {"kl": found.kl, "agreement": found.agreement, "accuracy": found.accuracy}
+                measured = {
+                    "kl": found.kl,
+                    "high": found.high,
+                    "agreement": found.agreement,
+                    "accuracy": found.accuracy,
+                }
                 rows.append({"label": title, "bytes": size, "choices": choices, **measured})
         return sorted(rows, key=lambda row: (row["bytes"], row["kl"]))
 
@@ -182,7 +187,7 @@ class _Measuring:
     def _measured(self, key: str, part: Mapping[str, Choice]) -> Measured:
         def run() -> list[float]:
             found = self._judge.measured({name: self._weights.dense(name, choice) for name, choice in part.items()})
-            return [found.kl, found.agreement, found.accuracy]
+            return [found.kl, found.high, found.agreement, found.accuracy]
 
         return Measured(*self._journal.get(key, run))
 
