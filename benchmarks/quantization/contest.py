@@ -51,7 +51,8 @@ class Contest:
                 entries.append(replace(entry, missing=missing))
                 continue
             entry = replace(entry, weights=made.weights, **self._sizes(made.bytes, Basis.same))
-            entries.append(self._answered(self._measured(entry, made.state, self.judge), made.state))
+            entry = self._measured(entry, made.state, self.judge)
+            entries.append(entry if each.kind == "uniform" else self._answered(entry, made.state))
         return entries
 
     def _peers(self, names: Sequence[str]) -> list[Entry]:

@@ -53,16 +53,11 @@ def even(bits: int, rest: int = 8) -> tuple[str, ...]:
 
 def _palettes() -> list[Ours]:
     found = []
-    for bits in (4, 3, 2, 1):
-        for group, words in ((16, "g16"), (0, "per tensor")):
-            chosen = ("quantize=palette4", f"quantize.group_size={group}", *even(bits))
-            found.append(Ours(f"palette, {bits} bits {words}", chosen))
-            found.append(Ours(f"palette, {bits} bits {words}, channel scale", (*chosen, "quantize.channel_scale=true")))
-        pairs = ("quantize=palette3", *even(2 * bits))
-        found.append(Ours(f"palette of pairs, {2 * bits} bits", pairs))
-        if bits > 1:
-            small = ("quantize=palette4", *even(bits), "quantize.embeddings=4", "quantize.head=4")
-            found.append(Ours(f"palette, {bits} bits g16, embeddings and head 4", small))
+    for bits in (4, 3, 2):
+        said = ("quantize=palette4", *even(bits))
+        found.append(Ours(f"palette, {bits} bits g16", said))
+        found.append(Ours(f"palette, {bits} bits g16, channel scale", (*said, "quantize.channel_scale=true")))
+        found.append(Ours(f"palette of pairs, {2 * bits} bits", ("quantize=palette3", *even(2 * bits))))
     return found
 
 
@@ -72,11 +67,11 @@ OURS: list[Ours] = [
     Ours("gptq int4 g32 symmetric", ("quantize=int4", "quantize.symmetric=true", *even(4))),
     Ours("rtn int4 g32", ("quantize=int4", "quantize.method=rtn", *even(4))),
     *(Ours(f"{name} int4 g32", (f"quantize={name}", *even(4))) for name in ("hqq", "awq", "nncf")),
-    *(Ours(f"quantize={name}", (f"quantize={name}",)) for name in ("int4", "palette4", "palette3", "palette2")),
+    Ours("quantize=int4", ("quantize=int4",)),
     *_palettes(),
     *(
         Ours(f"auto, {bits} bits", ("quantize=auto", f"quantize.budget.bits={bits}"), "auto", bits)
-        for bits in (4.0, 3.0, 2.5)
+        for bits in (4.0, 3.5, 3.0, 2.5)
     ),
     Ours("auto, KL 0.005", ("quantize=auto", "quantize.budget.bits=null", "quantize.budget.kl=0.005"), "floor", 0.005),
     *(Ours(f"quantize=qat{bits}", (f"quantize=qat{bits}",), "qat", bits) for bits in (2, 1)),
