@@ -46,17 +46,27 @@ def _palettized(model: Answering, settings: dict[str, Any]) -> nn.Module:
         options["cluster_dim"] = settings["vector"]
     if settings.get("channel_scale"):
         options["enable_per_channel_scale"] = True
+    config: dict[str, Any] = {"global_config": options, "module_name_configs": _too_small(model, settings)}
     if settings["method"] == "ptp":
-        plain = palettization.PostTrainingPalettizerConfig.from_dict({"global_config": options})
+        plain = palettization.PostTrainingPalettizerConfig.from_dict(config)
         return palettization.PostTrainingPalettizer(model, plain).compress()
     batches = calibration_batches()
-    weighted = palettization.SKMPalettizerConfig.from_dict(
-        {"global_config": options, "calibration_nsamples": len(batches)}
-    )
+    weighted = palettization.SKMPalettizerConfig.from_dict(config | {"calibration_nsamples": len(batches)})
     palettizer = palettization.SKMPalettizer(model, weighted)
     if not _SENSITIVITY.is_file():
         palettizer.compute_sensitivity(batches, loss, str(_SENSITIVITY))
     return palettizer.compress(sensitivity_path=str(_SENSITIVITY))
+
+
+def _too_small(model: nn.Module, settings: dict[str, Any]) -> dict[str, None]:
+    """What has fewer vectors than a table has entries, which k-means refuses: it stays float."""
+    vector = settings.get("vector", 0)
+    return {
+        name: None
+        for name, module in model.named_modules()
+        if vector and isinstance(module, nn.Conv2d | nn.Linear | nn.Embedding)
+        if module.weight.numel() < 2 * vector << settings["bits"]
+    }
 
 
 def _palettes(compressed: nn.Module, settings: dict[str, Any]) -> Packed:
