@@ -74,7 +74,10 @@ OURS: list[Ours] = [
         for bits in (4.0, 3.5, 3.0, 2.5)
     ),
     Ours("auto, KL 0.005", ("quantize=auto", "quantize.budget.bits=null", "quantize.budget.kl=0.005"), "floor", 0.005),
-    *(Ours(f"quantize=qat{bits}", (f"quantize=qat{bits}",), "qat", bits) for bits in (2, 1)),
+    *(
+        Ours(f"quantize=qat{bits}", (f"quantize=qat{bits}", "quantize.training.threads=1"), "qat", bits)
+        for bits in (2, 1)
+    ),
 ]
 
 

@@ -55,14 +55,14 @@ def explained(
 
 def _kept(chosen: Allocated, offers: Mapping[str, Sequence[Offer]], total: float) -> list[str]:
     """What each weight would cost at the model's most frequent bits, where it has more."""
-    usual = Counter(offer.choice.bits for offer in chosen.chosen.values() if offer.choice.bits).most_common(1)
+    usual = Counter(_bits(offer) for offer in chosen.chosen.values() if offer.choice.bits).most_common(1)
     if not usual:
         return []
     bits = usual[0][0]
     found = []
     for name, offer in chosen.chosen.items():
-        lower = [each for each in offers[name] if each.choice.bits and each.choice.bits <= bits]
-        if (offer.choice.bits or 16) > bits and lower:
+        lower = [each for each in offers[name] if each.choice.bits and _bits(each) <= bits]
+        if _bits(offer) > bits and lower:
             other = min(lower, key=lambda each: each.cost)
             found.append((other.cost, name, offer, other))
     found.sort(key=lambda each: (-each[0], each[1]))
@@ -105,8 +105,13 @@ def _quality(point: Mapping[str, Any]) -> str:
     return f"KL {point['kl']:.3g}, {tokens} of tokens as the float model's, {answers} of answers right"
 
 
+def _bits(offer: Offer) -> float:
+    """Of a weight; a code can stand for several."""
+    return (offer.choice.bits or 16) / offer.choice.vector
+
+
 def _width(offer: Offer) -> str:
-    return f"{offer.choice.bits} bits" if offer.choice.bits else "float16"
+    return f"{_bits(offer):g} bits" if offer.choice.bits else "float16"
 
 
 def _times(value: float, other: float) -> str:
