@@ -42,6 +42,11 @@ class Entry:
         return 8 * self.bytes / self.parameters
 
     @property
+    def weight_bits(self) -> float:
+        """Of all parameters of the model: its weights alone, without names and shapes."""
+        return 8 * self.weights / self.parameters
+
+    @property
     def lowest(self) -> float:
         """The least lower bound of retention over the tasks."""
         return min((task["retention_low"] for task in self.tasks.values()), default=0.0)

@@ -63,16 +63,16 @@ def _against_peers(bits: int, entries: Sequence[Entry]) -> Iterator[Figure]:
 
 def _trained(ours: Sequence[Entry]) -> Iterator[Figure]:
     trained = [each for each in ours if each.kind == "qat" and each.tasks]
-    small = [each for each in trained if each.average_bits <= QAT_BITS]
+    small = [each for each in trained if each.weight_bits <= QAT_BITS]
     if small:
         best = max(small, key=lambda each: each.lowest)
-        how = f"{best.label}, {best.average_bits:.3f} bits a parameter; the worst task's lower bound"
+        how = f"{best.label}, {best.weight_bits:.3f} bits a parameter; the worst task's lower bound"
         yield Figure("2 bits, trained: retention", 100 * best.lowest, "%", how, 100 * QAT_RETENTION, False)
     binary = of_class(trained, 1)
     if binary:
         best = max(binary, key=lambda each: each.overall["retention_low"])
         low = 100 * best.overall["retention_low"]
-        how = f"{best.label}, {best.average_bits:.3f} bits a parameter; lower bound over all questions"
+        how = f"{best.label}, {best.weight_bits:.3f} bits a parameter; lower bound over all questions"
         yield Figure("1 bit, trained: retention", low, "%", how, 100 * BINARY_RETENTION, False)
 
 
