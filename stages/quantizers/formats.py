@@ -48,7 +48,7 @@ class TensorFormat:
 
     @property
     def rows(self) -> int:
-        return self.shape[0]
+        return self.shape[0] if self.shape else 1
 
     @property
     def columns(self) -> int:
