@@ -61,7 +61,6 @@ def _palettes() -> list[Ours]:
     return found
 
 
-_SHORT = tuple(f"quantize.training.{key}" for key in ("steps=250", "threads=1", "learning_rate=0.003"))
 OURS: list[Ours] = [
     Ours("int8", ("quantize=int8", *even(8))),
     *(Ours(f"gptq int{bits} g32", ("quantize=int4", *even(bits))) for bits in (4, 3, 2)),
@@ -75,10 +74,6 @@ OURS: list[Ours] = [
         for bits in (4.35, 4.0, 3.4, 3.0, 2.5)
     ),
     Ours("auto, KL 0.005", ("quantize=auto", "quantize.budget.bits=null", "quantize.budget.kl=0.005"), "floor", 0.005),
-    *(
-        Ours(f"qat, {bits} bits, 250 steps", ("quantize=qat2", f"quantize.budget.bits={bits}", *_SHORT), "auto", bits)
-        for bits in (4.35, 3.4)
-    ),
     *(
         Ours(f"quantize=qat{bits}", (f"quantize=qat{bits}", "quantize.training.threads=1"), "qat", bits)
         for bits in (2, 1)

@@ -32,7 +32,7 @@ EVERY: dict[str, tuple[str, dict[str, Any]]] = {
     "gptq, 2 bits": ("int4", {"bits": 2, "symmetric": True}),
     "gptq palette": ("palette4", {}),
     "k-means palette": ("palette4", {"method": "kmeans", "importance": "second_moment"}),
-    "vector palette": ("palette4", {"method": "kmeans", "importance": "fisher", "vector": 2}),
+    "vector palette": ("palette4", {"method": "kmeans", "importance": "second_moment", "vector": 2}),
     "channel scales": ("palette4", {"channel_scale": True}),
     "hqq": ("hqq", {}),
     "awq": ("awq", {}),
