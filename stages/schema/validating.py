@@ -1,0 +1,65 @@
+"""What is measured of a result, and what it is called."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+@dataclass
+class ProbeConfig:
+    """What the shipped weights are run on in torch: `images` (drawn by `seed`, or the first in `folder`, by name) for
+    the range of each layer's values, the first of them also with a prompt and `tokens` of text for parity. The last
+    bits depend on `threads`."""
+
+    images: int
+    tokens: int
+    threads: int
+    folder: str | None
+    seed: int
+
+
+class ValidationKind(Enum):
+    """The shipped files' answers to held-out questions, or their numbers against torch's with the same weights."""
+
+    questions = "questions"
+    parity = "parity"
+
+
+@dataclass
+class Gate:
+    """A bound on a metric: min or max, the other null. task: null means each task for itself."""
+
+    metric: str
+    task: str | None
+    min: float | None
+    max: float | None
+
+
+@dataclass
+class QuestionsConfig:
+    """The held-out questions that every artifact answers: per_task of each task, drawn by `seed`."""
+
+    per_task: int
+    seed: int
+
+
+@dataclass
+class ValidateConfig:
+    """kind: what is measured, by so many threads. resamples and confidence of the paired bootstrap of questions, drawn
+    by `seed`; and what must hold."""
+
+    kind: ValidationKind
+    threads: int
+    resamples: int
+    confidence: float
+    seed: int
+    gates: list[Gate]
+
+
+@dataclass
+class PackageConfig:
+    """name and version of the bundle, as the manifest gives them."""
+
+    name: str
+    version: str
