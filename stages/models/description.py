@@ -3,7 +3,8 @@
 import json
 import math
 import types
-from dataclasses import fields
+from collections.abc import Sequence
+from dataclasses import MISSING, fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -18,6 +19,7 @@ from stages.models.vlm import ModelConfig, ModuleConfig
 ARCHITECTURES = ("fastvlm", "qwen2", "module")
 ASPECTS = ("pad", "crop", "stretch")
 _LAYERS = 1000  # at most: each has tensors that are looked for
+_WHOLE = 1e-6  # of a channel: a ratio such as 7/3 is rounded in config.json
 RESAMPLING = ("bilinear", "bicubic")
 MIXERS = ("repmixer", "attention")
 _CONFIG_KEYS = {
@@ -66,9 +68,11 @@ def check_config(values: dict[str, Any], path: Path) -> ModelConfig:
         kind = kinds[section]
         if not isinstance(values[section], dict):
             raise CheckpointError(f"{path}: {section} is {values[section]!r}; expected an object, {{...}}")
-        _check_keys(values[section], [field.name for field in fields(kind)], path, section + ".")
+        optional = [field.name for field in fields(kind) if field.default is not MISSING]
+        _check_keys(values[section], [field.name for field in fields(kind)], path, section + ".", optional)
         for key, expected in get_type_hints(kind).items() if section != "module" else ():
-            _check_type(values[section][key], expected, path, f"{section}.{key}")
+            if key in values[section]:
+                _check_type(values[section][key], expected, path, f"{section}.{key}")
     if architecture == "fastvlm":
         _check_type(values["image_token_id"], int, path, "image_token_id")
     for key, problem in _contradictions(values):
@@ -149,11 +153,11 @@ def check_tokenizer(tokenizer: Tokenizer, path: Path, config: ModelConfig, prepr
         )
 
 
-def _check_keys(values: dict[str, Any], expected: Any, path: Path, prefix: str) -> None:
+def _check_keys(values: dict[str, Any], expected: Any, path: Path, prefix: str, optional: Sequence[str] = ()) -> None:
     for key in sorted(values.keys() - set(expected)):
         close = nearest(key, set(expected) - values.keys()) or f"expected keys: {', '.join(expected)}."
         raise CheckpointError(f"{path}: unknown key {prefix}{key}", hint=close)
-    missing = [prefix + key for key in expected if key not in values]
+    missing = [prefix + key for key in expected if key not in values and key not in optional]
     if missing:
         raise CheckpointError(f"{path}: missing {', '.join(missing)}", hint="Copy these from the model's own source.")
 
@@ -171,6 +175,8 @@ def _matches(value: Any, expected: Any) -> bool:
         if inner[-1] is Ellipsis:
             return all(_matches(item, inner[0]) for item in value)
         return len(value) == len(inner) and all(_matches(item, kind) for item, kind in zip(value, inner, strict=True))
+    if isinstance(expected, types.UnionType):
+        return any(_matches(value, kind) for kind in get_args(expected))
     if expected is float:
         return type(value) in (int, float) and math.isfinite(value)
     return type(value) is expected
@@ -181,7 +187,15 @@ def _described(expected: Any) -> str:
         inner = get_args(expected)
         count = "" if inner[-1] is Ellipsis else f"{len(inner)} x "
         return f"a list of {count}{_described(inner[0]).removeprefix('a ').removeprefix('an ')}"
-    return {int: "an integer", float: "a finite number", str: "a string", bool: "true or false"}[expected]
+    if isinstance(expected, types.UnionType):
+        return " or ".join(_described(kind) for kind in get_args(expected))
+    return {
+        int: "an integer",
+        float: "a finite number",
+        str: "a string",
+        bool: "true or false",
+        types.NoneType: "null",
+    }[expected]
 
 
 def _contradictions(config: dict[str, Any]) -> list[tuple[str, str]]:
@@ -199,14 +213,32 @@ def _contradictions(config: dict[str, Any]) -> list[tuple[str, str]]:
         return problems
     problems = _tower_problems(vision) if vision else []
     if text:
-        heads, shared = text["num_attention_heads"], text["num_key_value_heads"]
-        if text["hidden_size"] % (2 * heads):
-            problems.append(("text.hidden_size", f"is {text['hidden_size']}; expected a multiple of 2 x {heads} heads"))
-        if heads % shared:
-            problems.append(("text.num_key_value_heads", f"is {shared}; expected a divisor of {heads} heads"))
+        problems += _decoder_problems(text)
     if text and vision and not 0 <= config["image_token_id"] < text["vocab_size"]:
         found = f"is {config['image_token_id']}; expected less than vocab_size, {text['vocab_size']}"
         problems.append(("image_token_id", found))
+    return problems
+
+
+def _decoder_problems(text: dict[str, Any]) -> list[tuple[str, str]]:
+    problems = []
+    heads, shared, hidden = (text[key] for key in ("num_attention_heads", "num_key_value_heads", "hidden_size"))
+    if "head_dim" not in text and hidden % (2 * heads):
+        found = f"is {hidden}; expected a multiple of 2 x {heads} heads, or the width of a head in text.head_dim"
+        problems.append(("text.hidden_size", found))
+    if text.get("head_dim", 0) % 2:
+        found = f"is {text['head_dim']}; expected an even number: the halves of a head are turned by its position"
+        problems.append(("text.head_dim", found))
+    if heads % shared:
+        problems.append(("text.num_key_value_heads", f"is {shared}; expected a divisor of {heads} heads"))
+    if (rank := text.get("head_rank")) is not None:
+        most = min(hidden, text["vocab_size"])
+        if text["tie_word_embeddings"]:
+            found = f"is {rank}, and text.tie_word_embeddings is true: the embedding is the head then; expected null"
+            problems.append(("text.head_rank", found))
+        elif rank > most:
+            found = f"is {rank}; expected at most {most}, the rank of a head of {text['vocab_size']} x {hidden}"
+            problems.append(("text.head_rank", found))
     return problems
 
 
@@ -237,6 +269,12 @@ def _misfits(vision: dict[str, Any]) -> list[tuple[str, str]]:
         if vision["image_size"] % multiple:
             expected = f"expected a multiple of {multiple}: the stem's stride of 4 times the strides of the {name}"
             problems.append(("vision.image_size", f"is {vision['image_size']}; {expected}"))
+    for width in widths:
+        inner = width * vision["mlp_ratio"]
+        if abs(inner - round(inner)) > _WHOLE or not round(inner):
+            found = f"is {vision['mlp_ratio']}; expected a whole number of channels for each of the widths {widths}"
+            problems.append(("vision.mlp_ratio", f"{found}; times {width} it is {inner:g}"))
+            break
     for key in ("ffn_kernel", "patch_kernel"):
         if vision[key] % 2 == 0:
             problems.append((f"vision.{key}", f"is {vision[key]}; expected an odd number, so that padding keeps sizes"))

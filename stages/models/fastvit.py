@@ -14,8 +14,9 @@ from torch.nn import functional as F
 @dataclass(frozen=True)
 class VisionConfig:
     """image_size: square input in pixels. depths, widths, mixers ("repmixer" or "attention") and strides (rows,
-    columns) have one entry a stage; strides[0] is unused: the stem has stride 4. The output has widths[-1] * expansion
-    channels."""
+    columns) have one entry a stage; strides[0] is unused: the stem has stride 4. mlp_ratio: of a feed-forward's inner
+    channels to the width of its stage; it may be a fraction that gives whole channels in every stage. The output has
+    widths[-1] * expansion channels."""
 
     image_size: int
     stem_width: int
@@ -23,11 +24,15 @@ class VisionConfig:
     widths: tuple[int, ...]
     mixers: tuple[str, ...]
     strides: tuple[tuple[int, int], ...]
-    mlp_ratio: int
+    mlp_ratio: float
     ffn_kernel: int
     patch_kernel: int
     head_dim: int
     expansion: int
+
+    def __post_init__(self) -> None:
+        if self.mlp_ratio == (whole := round(self.mlp_ratio)):
+            object.__setattr__(self, "mlp_ratio", whole)  # config.json says 4, not 4.0
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -44,6 +49,10 @@ class VisionConfig:
     @property
     def output_width(self) -> int:
         return self.widths[-1] * self.expansion
+
+    def inner_width(self, width: int) -> int:
+        """Channels inside the feed-forward of a stage of that width."""
+        return round(width * self.mlp_ratio)
 
 
 class ConvNorm(nn.Module):
@@ -95,8 +104,9 @@ class ConvFeedForward(nn.Module):
     def __init__(self, width: int, config: VisionConfig, trainable: bool):
         super().__init__()
         self.depthwise = convolution(width, width, config.ffn_kernel, groups=width, trainable=trainable)
-        self.expand = nn.Conv2d(width, width * config.mlp_ratio, 1)
-        self.contract = nn.Conv2d(width * config.mlp_ratio, width, 1)
+        inner = config.inner_width(width)
+        self.expand = nn.Conv2d(width, inner, 1)
+        self.contract = nn.Conv2d(inner, width, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.contract(F.gelu(self.expand(self.depthwise(x))))

@@ -1,8 +1,8 @@
 """Qwen2's decoder (arXiv:2407.10671): grouped-query attention with QKV bias, rotary positions, RMSNorm, SwiGLU."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -13,7 +13,12 @@ from stages.models.ops import cached_attention, rotary, rotary_angles, rotate
 
 @dataclass(frozen=True)
 class TextConfig:
-    """The shape of a Qwen2 decoder, in the words of its config.json."""
+    """The shape of a Qwen2 decoder, in the words of its config.json.
+
+    head_dim: of a head, even; what is not given is hidden_size / num_attention_heads. It is given where heads were
+    pruned: the others keep their width, and `replace` keeps it. head_rank: the output head is a product of two
+    matrices of this inner size (None: one matrix); an embedding that is shared with the head has none.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -24,10 +29,23 @@ class TextConfig:
     rope_theta: float
     rms_norm_eps: float
     tie_word_embeddings: bool
+    head_dim: int = 0
+    head_rank: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "head_dim", self.head_dim or self.hidden_size // self.num_attention_heads)
 
     @property
-    def head_dim(self) -> int:
-        return self.hidden_size // self.num_attention_heads
+    def query_width(self) -> int:
+        """Of all query heads together: rows of q_proj, columns of o_proj."""
+        return self.num_attention_heads * self.head_dim
+
+    def to_dict(self) -> dict[str, Any]:
+        """Without the keys that are as they would be if they were not given."""
+        values = {key: value for key, value in asdict(self).items() if value is not None}
+        if self.query_width == self.hidden_size:
+            del values["head_dim"]
+        return values
 
 
 class AttentionContext(Protocol):
@@ -81,19 +99,19 @@ class Attention(nn.Module):
         super().__init__()
         width = config.num_key_value_heads * config.head_dim
         self.layer, self.head_dim = layer, config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.q_proj = nn.Linear(config.hidden_size, config.query_width)
         self.k_proj = nn.Linear(config.hidden_size, width)
         self.v_proj = nn.Linear(config.hidden_size, width)
-        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.o_proj = nn.Linear(config.query_width, config.hidden_size, bias=False)
 
     def forward(self, x: torch.Tensor, context: AttentionContext) -> torch.Tensor:
-        batch, count, width = x.shape
+        batch, count, _ = x.shape
         query, key, value = (
             projection(x).view(batch, count, -1, self.head_dim).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         output = context.attend(self.layer, context.rotate(query), context.rotate(key), value)
-        return self.o_proj(output.transpose(1, 2).reshape(batch, count, width))
+        return self.o_proj(output.transpose(1, 2).reshape(batch, count, self.o_proj.in_features))
 
 
 class FeedForward(nn.Module):
@@ -120,6 +138,19 @@ class DecoderLayer(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
+class LowRankHead(nn.Module):
+    """An output head of rank head_rank: hidden states (B, N, hidden_size) -> (B, N, head_rank) -> logits."""
+
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        assert config.head_rank is not None
+        self.down = nn.Linear(config.hidden_size, config.head_rank, bias=False)
+        self.up = nn.Linear(config.head_rank, config.vocab_size, bias=False)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.up(self.down(hidden))
+
+
 class Qwen2(nn.Module):
     """Embeddings (B, N, hidden_size) in, logits (B, N, vocab_size) out; how tokens attend is the context's."""
 
@@ -130,7 +161,10 @@ class Qwen2(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         if not config.tie_word_embeddings:
-            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+            whole = config.head_rank is None
+            self.lm_head = (
+                nn.Linear(config.hidden_size, config.vocab_size, bias=False) if whole else LowRankHead(config)
+            )
 
     def hidden(self, embeddings: torch.Tensor, context: AttentionContext) -> torch.Tensor:
         """The normalised last hidden states, (B, N, hidden_size)."""
@@ -139,8 +173,7 @@ class Qwen2(nn.Module):
         return self.norm(embeddings)
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
-        weight = self.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
-        return F.linear(hidden, weight)
+        return F.linear(hidden, self.embed_tokens.weight) if self.config.tie_word_embeddings else self.lm_head(hidden)
 
     def forward(self, embeddings: torch.Tensor, context: AttentionContext) -> torch.Tensor:
         return self.head(self.hidden(embeddings, context))

@@ -58,6 +58,8 @@ class ModelConfig:
     def to_dict(self) -> dict[str, Any]:
         """What from_dict reads; what the architecture does not have is left out."""
         values = {key: value for key, value in asdict(self).items() if value is not None}
+        if self.text:
+            values["text"] = self.text.to_dict()
         return {"architecture": self.architecture, **values}
 
     def build(self) -> nn.Module:
