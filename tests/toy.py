@@ -1,6 +1,7 @@
 """A toy vision-language model with random weights, small enough that every test can build, convert and run it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -50,6 +51,15 @@ def toy_config(layers: int = 2, tied: bool = False) -> ModelConfig:
         tie_word_embeddings=tied,
     )
     return ModelConfig(vision, text, image_token_id=258)
+
+
+def narrow_config() -> ModelConfig:
+    """As a search leaves one: fewer heads of the same width, a head of low rank, few tokens, thin feed-forwards."""
+    toy = toy_config()
+    assert toy.vision is not None and toy.text is not None
+    vision = replace(toy.vision, strides=((1, 1), (2, 2)), mlp_ratio=1.5)
+    text = replace(toy.text, num_attention_heads=3, head_rank=48)
+    return replace(toy, vision=vision, text=text)
 
 
 def toy_tokenizer() -> Tokenizer:

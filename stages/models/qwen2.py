@@ -40,6 +40,14 @@ class TextConfig:
         """Of all query heads together: rows of q_proj, columns of o_proj."""
         return self.num_attention_heads * self.head_dim
 
+    @property
+    def head_weights(self) -> tuple[str, ...]:
+        """Names in a checkpoint of what the last hidden states are multiplied by, in order, to give logits."""
+        if self.tie_word_embeddings:
+            return ("text.embed_tokens.weight",)
+        whole = ("text.lm_head.weight",)
+        return whole if self.head_rank is None else ("text.lm_head.down.weight", "text.lm_head.up.weight")
+
     def to_dict(self) -> dict[str, Any]:
         """Without the keys that are as they would be if they were not given."""
         values = {key: value for key, value in asdict(self).items() if value is not None}

@@ -9,10 +9,10 @@ from pipelines.errors import CheckpointError, nearest
 from stages.models.description import check_config, check_preprocessing, check_tokenizer, parse_tokenizer, read_object
 from stages.models.layouts.tensors import Contents, Tensors, check_tensors
 from stages.models.layouts.weights import WeightFiles, listed
+from stages.models.qwen2 import TextConfig
 from stages.models.vlm import ModelConfig
 
 TOKENIZER, PREPROCESSING = "tokenizer.json", "preprocessing.json"
-_HEAD = "text.lm_head.weight"
 
 
 def read(path: Path, values: dict[str, Any]) -> Contents:
@@ -20,12 +20,8 @@ def read(path: Path, values: dict[str, Any]) -> Contents:
     folder = path.parent
     config = check_config(values, path)
     weights = WeightFiles(folder)
-    tied = config.text is not None and config.text.tie_word_embeddings
-    hint = f"The model has an output head of its own: set text.tie_word_embeddings to false in {path.name}."
-    if not tied:
-        hint = f"Without an output head of its own: set text.tie_word_embeddings to true in {path.name}."
     tensors = tensors_of(config)
-    check_tensors(weights, tensors, {_HEAD: hint}, integers=config.module is not None)
+    check_tensors(weights, tensors, _head_hints(config.text, path.name), integers=config.module is not None)
     if config.module:
         return Contents(config, None, None, weights, tensors)
     for name in (PREPROCESSING, TOKENIZER):
@@ -53,6 +49,22 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
         model = config.build()
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def _head_hints(text: TextConfig | None, file: str) -> dict[str, str]:
+    """What to do where the tensors of another kind of output head are there."""
+    whole, *parts = "text.lm_head.weight", "text.lm_head.down.weight", "text.lm_head.up.weight"
+    if text is None or text.tie_word_embeddings:
+        own = "The model has an output head of its own: set text.tie_word_embeddings to false"
+        return {
+            whole: f"{own} in {file}.",
+            **dict.fromkeys(parts, f"{own}, and text.head_rank to its rank, in {file}."),
+        }
+    if text.head_rank is not None:
+        return dict.fromkeys((whole, *parts), f"The output head is one matrix: set text.head_rank to null in {file}.")
+    tied = f"Without an output head of its own: set text.tie_word_embeddings to true in {file}."
+    rank = f"The output head is two matrices: set text.head_rank in {file} to the rows of {parts[0]}."
+    return {whole: tied, **dict.fromkeys(parts, rank)}
 
 
 def _found(folder: Path, name: str) -> str:

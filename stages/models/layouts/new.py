@@ -67,6 +67,11 @@ def _config(name: str, shape: dict[str, Any], layout: str) -> "ModelConfig":
     from stages.models.description import check_config
 
     config = check_config(json.loads(json.dumps(shape)), Path(f"conf/model/{name}.yaml"))
+    if config.text is not None and config.text.head_rank is not None:
+        raise ConfigError(
+            f"model {name} has an output head of rank {config.text.head_rank}; the layout {layout} has no such head",
+            hint="Set model.shape.text.head_rank to null; two matrices are in Tapeout's own layout only.",
+        )
     if layout == "qwen2":
         return replace(config, vision=None, image_token_id=None)
     if config.vision is None:

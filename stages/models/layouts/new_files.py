@@ -116,7 +116,9 @@ def new_tokenizer(base: int, with_image: bool = False) -> Tokenizer:
 def _qwen2(config: ModelConfig, dtype: str, ids: dict[str, int]) -> dict[str, Any]:
     text = config.text
     assert text is not None
+    narrow = {} if text.query_width == text.hidden_size else {"head_dim": text.head_dim}
     return {
+        **narrow,
         "architectures": ["Qwen2ForCausalLM"],
         "attention_dropout": 0.0,
         "bos_token_id": ids["<|endoftext|>"],

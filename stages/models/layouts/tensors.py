@@ -204,7 +204,8 @@ def check_tensors(
 ) -> None:
     """Raise CheckpointError, with all that is wrong, where the checkpoint holds other tensors than the model has.
 
-    hints: {name of a tensor: what to do where it alone is missing or unexpected}. of: what says how the model is.
+    hints: {name of a tensor: what to do where no others than those in hints are missing or unexpected}. of: what says
+    how the model is.
     integers: whether tensors may be integers too.
     """
     allowed = FLOATS + INTEGERS * integers
@@ -235,8 +236,8 @@ def check_tensors(
 
 def _hint(missing: list[str], unexpected: list[str], shapes: bool, dtypes: bool, hints: Mapping[str, str]) -> str:
     alone = missing + unexpected
-    if len(alone) == 1 and alone[0] in hints:
-        return hints[alone[0]]
+    if alone and all(name in hints for name in alone):
+        return hints[alone[-1]]
     if missing and unexpected:
         close = nearest(unexpected[0], missing)
         renamed = f"'{unexpected[0]}': {close} " if close else ""

@@ -35,6 +35,8 @@ def text_config(values: dict[str, Any], path: Path, section: str = "") -> dict[s
     for key in ("rope_scaling", "rope_parameters"):  # the older and the newer name
         if isinstance(rope := values.get(key), dict):
             found["rope_theta"] = rope.get("rope_theta", found["rope_theta"])
+    if values.get("head_dim"):
+        found["head_dim"] = values["head_dim"]
     if found["num_key_value_heads"] is None:
         found["num_key_value_heads"] = found["num_attention_heads"]
     for key in ("rope_theta", "rms_norm_eps"):
@@ -46,15 +48,15 @@ def text_config(values: dict[str, Any], path: Path, section: str = "") -> dict[s
 def add_text(tensors: Tensors, config: TextConfig, body: str, head: str) -> None:
     """Say where each tensor of the decoder comes from. body, head: prefix of its layers, and name of its head."""
     hidden, inner = config.hidden_size, config.intermediate_size
-    shared = config.num_key_value_heads * config.head_dim
+    queries, shared = config.query_width, config.num_key_value_heads * config.head_dim
     shapes: dict[str, tuple[int, ...]] = {
-        "self_attn.q_proj.weight": (hidden, hidden),
-        "self_attn.q_proj.bias": (hidden,),
+        "self_attn.q_proj.weight": (queries, hidden),
+        "self_attn.q_proj.bias": (queries,),
         "self_attn.k_proj.weight": (shared, hidden),
         "self_attn.k_proj.bias": (shared,),
         "self_attn.v_proj.weight": (shared, hidden),
         "self_attn.v_proj.bias": (shared,),
-        "self_attn.o_proj.weight": (hidden, hidden),
+        "self_attn.o_proj.weight": (hidden, queries),
         "mlp.gate_proj.weight": (inner, hidden),
         "mlp.up_proj.weight": (inner, hidden),
         "mlp.down_proj.weight": (hidden, inner),
@@ -87,13 +89,10 @@ def shares_head(weights: WeightFiles, embeddings: str, head: str) -> bool:
 def _refuse_variants(values: dict[str, Any], path: Path, section: str) -> None:
     rope = values.get("rope_scaling") or values.get("rope_parameters") or {}
     kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else rope
-    hidden, heads = values.get("hidden_size"), values.get("num_attention_heads")
-    split = hidden // heads if type(hidden) is int and type(heads) is int and heads > 0 else None
     refused = {
         "hidden_act": (values.get("hidden_act", "silu"), "silu"),
         "rope_scaling": (kind, "default"),
         "use_sliding_window": (values.get("use_sliding_window", False), False),
-        "head_dim": (values.get("head_dim") or split, split),
         "quantization_config": (values.get("quantization_config") or values.get("quantization"), None),
     }
     for key, (found, expected) in refused.items():

@@ -10,12 +10,14 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from stages.models.fastvit import VisionConfig
 from stages.models.layouts.tensors import Convolution, Shape, Tensors, Term
 
 _ATTENTION = (".qkv.", ".token_mixer.proj.", "layer_scale_1", "layer_scale_2")  # what blocks with attention alone have
 HEAD_DIM, STRIDE, SMALL_KERNEL, POSITION_KERNEL = 32, 2, 3, 7  # constants of the published code
+_Size = TypeVar("_Size", int, float)
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ def describe(shapes: dict[str, Shape], names: Names, image_size: int) -> VisionC
                     votes.setdefault(stage, []).append(shape[axis])
     stages = sorted(depths)
     widths = [_most(width.get(stage, ()), 1) for stage in stages]
-    ratios = [_most(hidden.get(stage, ()), 1) // each for stage, each in zip(stages, widths, strict=True)]
+    ratios = [_most(hidden.get(stage, ()), 1) / each for stage, each in zip(stages, widths, strict=True)]
     large = tuple(f".{each}" for each in (names.large[0] + ".weight", names.large[1] + ".conv.weight"))
     return VisionConfig(
         image_size=image_size,
@@ -136,7 +138,7 @@ def _outputs(shapes: dict[str, Shape], *prefixes: str) -> list[int]:
     return [shape[0] for name, shape in shapes.items() if name.startswith(prefixes) and shape and ".se." not in name]
 
 
-def _most(values: Iterable[int], default: int) -> int:
+def _most(values: Iterable[_Size], default: _Size) -> _Size:
     counts = Counter(values).most_common(1)
     return counts[0][0] if counts else default
 
@@ -256,7 +258,7 @@ class _Tower:
         self.feed_forward(target, source, width, config, "layer_scale_2")
 
     def feed_forward(self, target: str, source: str, width: int, config: VisionConfig, scale: str) -> None:
-        ffn, hidden = f"{source}.{self.names.ffn}", width * config.mlp_ratio
+        ffn, hidden = f"{source}.{self.names.ffn}", config.inner_width(width)
         kernel = (width, 1, config.ffn_kernel, config.ffn_kernel)
         depthwise = Term(f"{ffn}.conv.conv.weight", norm=f"{ffn}.conv.bn")
         self.tensors.fold(f"{target}.ffn.depthwise", Convolution(kernel, (depthwise,)))
