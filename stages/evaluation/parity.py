@@ -85,10 +85,12 @@ def _logits(model: QuantizedModel, hidden: NDArray[np.float32]) -> NDArray[np.fl
     """The output head in torch: hidden (N, D) -> (N, V)."""
     text = model.config().text
     assert text is not None
-    name = "text.embed_tokens.weight" if text.tie_word_embeddings else "text.lm_head.weight"
+    *inner, last = text.head_weights
+    store, states = model.store(), torch.from_numpy(np.array(hidden))
+    for name in inner:
+        states = states @ torch.from_numpy(store.dense(name)).T
     logits = np.empty((len(hidden), text.vocab_size), np.float32)
-    states = torch.from_numpy(np.array(hidden))
-    for start, weight in model.store().dense_blocks(name):
+    for start, weight in store.dense_blocks(last):
         logits[:, start : start + len(weight)] = (states @ torch.from_numpy(weight).T).numpy()
     return logits
 

@@ -5,7 +5,8 @@ computes the same function. Scales are powers of two: no bit of a weight is lost
 stays exact. Which weights have such a producer follows from the modules:
 
     a decoder layer   input norm -> query, key, value; value -> output; second norm -> gate, up; up -> down
-    the decoder       last norm -> output head, where that is not the embedding
+    the decoder       last norm -> output head, where that is not the embedding; its first matrix -> its second, where
+                      it has two
     the tower         norm -> query, key, value; value -> projection; depthwise convolution -> expansion
 
 Behind a GELU there is none; such weights, and those of a user's module, are rounded as they are.
@@ -136,7 +137,7 @@ def _groups(model: nn.Module) -> Iterator[_Group]:
         if isinstance(module, DecoderLayer):
             yield from _of_decoder_layer(prefix, module)
         elif isinstance(module, Qwen2) and not module.config.tie_word_embeddings:
-            yield _Group((f"{prefix}norm.weight",), (f"{prefix}lm_head.weight",), _all(module.norm.weight))
+            yield from _of_head(prefix, module)
         elif isinstance(module, AttentionBlock):
             yield from _of_attention_block(prefix, module)
         elif isinstance(module, ConvFeedForward):
@@ -155,6 +156,16 @@ def _of_decoder_layer(prefix: str, layer: DecoderLayer) -> Iterator[_Group]:
     halves = (f"{mlp}gate_proj.weight", f"{mlp}up_proj.weight")
     yield _Group((f"{prefix}post_attention_layernorm.weight",), halves, _all(layer.post_attention_layernorm.weight))
     yield _Group((f"{mlp}up_proj.weight",), (f"{mlp}down_proj.weight",), torch.arange(layer.mlp.up_proj.out_features))
+
+
+def _of_head(prefix: str, text: Qwen2) -> Iterator[_Group]:
+    norm = (f"{prefix}norm.weight",)
+    if text.config.head_rank is None:
+        yield _Group(norm, (f"{prefix}lm_head.weight",), _all(text.norm.weight))
+        return
+    down, up = f"{prefix}lm_head.down.weight", f"{prefix}lm_head.up.weight"
+    yield _Group(norm, (down,), _all(text.norm.weight))
+    yield _Group((down,), (up,), torch.arange(text.config.head_rank))
 
 
 def _of_attention_block(prefix: str, block: AttentionBlock) -> Iterator[_Group]:

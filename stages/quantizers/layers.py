@@ -31,7 +31,7 @@ def quantizable_layers(model: VisionLanguageModel) -> dict[str, Layer]:
             layers[weight] = Layer(Role.embeddings, tuple(module.weight.shape), None)
         elif isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and is_matrix(module)):
             role = Role.tower if name.startswith("vision.") else Role.language
-            role = Role.head if name.endswith("lm_head") else role
+            role = Role.head if "lm_head" in name.split(".") else role
             layers[weight] = Layer(role, tuple(module.weight.shape), module)
     return layers
 

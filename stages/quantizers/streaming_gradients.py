@@ -84,14 +84,16 @@ def _weights(passage: Passage, piece: Piece) -> dict[str, torch.Tensor]:
 
 def _head(passage: Passage, index: int, report: Callable[[], None]) -> dict[str, torch.Tensor]:
     """The last norm and the head: where the loss is. Of a head that is the table of embeddings as well, also each
-    sequence's gradients of the rows that it looks up, for _embeddings."""
+    sequence's gradients of the rows that it looks up, for _embeddings. Of two matrices the first is part of what goes
+    before: it makes what the second, which is large, takes."""
     model = passage.model
     assert model.config.text is not None
-    tied = model.config.text.tie_word_embeddings
-    name, rows = (EMBEDDINGS if tied else "text.lm_head"), _looked_up(passage)
-    with loaded(model, (NORM, name), passage.checkpoint, passage.device):
-        weight = model.get_parameter(f"{name}.weight")
-        total = torch.zeros_like(weight)
+    tied, rows = model.config.text.tie_word_embeddings, _looked_up(passage)
+    *inner, last = model.config.text.head_weights
+    modules = [name.removesuffix(".weight") for name in (*inner, last)]
+    with loaded(model, (NORM, *modules), passage.checkpoint, passage.device):
+        weight, before = model.get_parameter(last), [model.get_parameter(name).requires_grad_() for name in inner]
+        total, others = torch.zeros_like(weight), [torch.zeros_like(each) for each in before]
         blocks = [slice(start, start + _ROWS) for start in range(0, len(weight), _ROWS)]
         for sample in range(len(passage.samples)):
             tokens = Tokens.of([passage.samples[sample]]).to(passage.device)
@@ -99,17 +101,21 @@ def _head(passage: Passage, index: int, report: Callable[[], None]) -> dict[str,
             predicting = tokens.answers[0, 1:]
             with torch.enable_grad():
                 wanted = model.text.norm(taken)[:-1][predicting]
+                for each in before:
+                    wanted = F.linear(wanted, each)
             hidden = wanted.detach()
             slope = torch.cat(list(passage.workers.map(partial(_logits, hidden, weight), blocks)), dim=1).softmax(-1)
             slope[torch.arange(len(slope), device=slope.device), tokens.ids[0, 1:][predicting]] -= 1
             list(passage.workers.map(partial(_add_square, total, slope, hidden), blocks))
-            (gradient,) = torch.autograd.grad(wanted, taken, slope @ weight)
+            gradient, *slopes = torch.autograd.grad(wanted, [taken, *before], slope @ weight)
             passage.gradients.write(index, sample, gradient)
+            for other, each in zip(others, slopes, strict=True):
+                other.addcmul_(each, each)
             if tied:
                 used = torch.unique(tokens.ids[0])
                 rows.write(0, sample, slope[:, used].T @ hidden)
             report()
-    return {f"{name}.weight": total}
+    return dict(zip((*inner, last), (*others, total), strict=True))
 
 
 def _logits(hidden: torch.Tensor, weight: torch.Tensor, rows: slice) -> torch.Tensor:

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from pipelines.errors import StageError
 from stages.models.vlm import VisionLanguageModel
 from stages.quantizers.examples import Tokens
 from stages.quantizers.layers import is_matrix
 from stages.quantizers.statistics import Moments
-from stages.quantizers.streaming_pieces import EMBEDDINGS, Piece, loaded
+from stages.quantizers.streaming_pieces import Piece, loaded
 from stages.quantizers.streaming_state import Passage, parts
 from stages.tensorfile import TensorWriter
 
@@ -30,7 +31,8 @@ def forward(passage: Passage, index: int) -> Path:
         return path
     batches = _batches(passage, concerned)
     totals: dict[str, Moments] = {}
-    with loaded(passage.model, (piece.name,), passage.checkpoint, passage.device), _Watch(passage, piece) as watch:
+    names = (piece.name, *(_inner_head(passage.model) if index + 1 == len(passage.pieces) else ()))
+    with loaded(passage.model, names, passage.checkpoint, passage.device), _Watch(passage, piece) as watch:
 
         def run(batch: Sequence[int]) -> dict[str, Moments]:
             return _run(passage, index, batch, watch)
@@ -63,8 +65,7 @@ def _run(passage: Passage, index: int, batch: Sequence[int], watch: "_Watch") ->
     with watch.measuring(tokens) as found:
         given = piece.run(passage.model, taken, tokens)
     if last:
-        found[_head(passage.model)] = Moments.of(given.flatten(0, 1), _predicting(tokens).flatten().float())
-        return found
+        return found | _of_head(passage.model, given.flatten(0, 1), _predicting(tokens).flatten().float())
     for row, sample in enumerate(batch):
         length = given.shape[1] if piece.vision else len(passage.samples[sample].ids)
         passage.hidden.write(index + 1, sample, given[row, :length])
@@ -78,10 +79,21 @@ def _joined(rows: Sequence[torch.Tensor]) -> torch.Tensor:
     return nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
 
 
-def _head(model: VisionLanguageModel) -> str:
-    """The weight that makes logits of the last hidden states."""
+def _of_head(model: VisionLanguageModel, hidden: torch.Tensor, weights: torch.Tensor) -> dict[str, Moments]:
+    """What the head's matrices take; hidden: (tokens, D), the normalised last states; weights: (tokens,)."""
     assert model.config.text is not None
-    return f"{EMBEDDINGS}.weight" if model.config.text.tie_word_embeddings else "text.lm_head.weight"
+    *inner, last = model.config.text.head_weights
+    found = {}
+    for name in inner:
+        found[name] = Moments.of(hidden, weights)
+        hidden = F.linear(hidden, model.get_parameter(name))
+    return found | {last: Moments.of(hidden, weights)}
+
+
+def _inner_head(model: VisionLanguageModel) -> list[str]:
+    """The modules of the head but for its last, whose outputs need not be known."""
+    assert model.config.text is not None
+    return [name.removesuffix(".weight") for name in model.config.text.head_weights[:-1]]
 
 
 def _predicting(tokens: Tokens) -> torch.Tensor:

@@ -66,7 +66,8 @@ class Passage:
         if name == EMBEDDINGS:
             return float(text.hidden_size)
         if name == NORM:
-            return float(text.hidden_size * (3 * text.vocab_size if backward else text.hidden_size))
+            rank = text.head_rank or text.hidden_size
+            return float(3 * rank * text.vocab_size if backward else text.hidden_size * text.hidden_size)
         return float(sum(each.numel() for each in self.model.get_submodule(name).parameters())) * (3 if backward else 1)
 
 
