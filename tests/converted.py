@@ -12,7 +12,7 @@ from stages.artifacts import DeviceModel, QuantizedModel
 from stages.convert import convert
 from stages.models.qwen2 import MaskedContext
 from stages.runtimes.ort import OnnxSession
-from stages.schema import Budgets, ConvertConfig, DeviceProfile, FileFormat, Overflow, Prepacking, Runtime
+from stages.schema import Budgets, ConvertConfig, DeviceProfile, FileFormat, Hardware, Overflow, Prepacking, Runtime
 from tests.rounded import rounded
 from tests.toy import toy_checkpoint
 
@@ -49,7 +49,8 @@ def profile() -> DeviceProfile:
         head_width=0,
         file_format=FileFormat.onnx,
         prepacking=Prepacking.load,
-        budgets=Budgets(size_mib=None),
+        hardware=Hardware(None, None, None),
+        budgets=Budgets(None, None, None, None),
         overrides={},
     )
 

@@ -32,9 +32,25 @@ class Prepacking(Enum):
 
 @dataclass
 class Budgets:
-    """What a bundle may take on a device, null where there is no limit. size_mib: bytes of its model files, in MiB."""
+    """What a bundle may take on a device, null where there is no limit. size_mib: bytes of its model files, in MiB.
+    token_ms, first_token_ms, encode_ms: predicted for the device (stages/devices/predictors.py), in milliseconds: of
+    one more token, of an image and the first token of the answer, of the image alone."""
 
     size_mib: float | None
+    token_ms: float | None
+    first_token_ms: float | None
+    encode_ms: float | None
+
+
+@dataclass
+class Hardware:
+    """What is publicly known of a device's speed, for predictions; null: not known. Peaks, of which no model reaches
+    all: bandwidth_gb_s of memory, in 10^9 bytes; gflops, in 10^9, of the processor that runs the model, in the
+    arithmetic that its runtime uses. operator_us: what each operator takes beside its work; null counts nothing."""
+
+    bandwidth_gb_s: float | None
+    gflops: float | None
+    operator_us: float | None
 
 
 @dataclass
@@ -44,8 +60,8 @@ class DeviceProfile:
     compute_units (Core ML) and execution_providers (ONNX Runtime) are in order of preference.
     architecture: of its processor, arm64 or x86_64. file_format, prepacking: ONNX Runtime only.
     head_width (Core ML): words of the vocabulary that one part of the output head scores; 0: one head.
-    budgets: what is held against every build as gates. overrides: {group: {key: value}}, this device's departures from
-    the other groups.
+    hardware: how fast it is. budgets: what is held against every build as gates. overrides: {group: {key: value}}, this
+    device's departures from the other groups.
     """
 
     name: str
@@ -61,6 +77,7 @@ class DeviceProfile:
     head_width: int
     file_format: FileFormat
     prepacking: Prepacking
+    hardware: Hardware
     budgets: Budgets
     overrides: dict[str, Any]
 

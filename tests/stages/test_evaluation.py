@@ -96,7 +96,7 @@ def test_gates(gate: Gate, passed: list[bool]) -> None:
 
 @pytest.mark.parametrize(("size_mib", "passed"), [(None, []), (0.001, [True]), (0.0005, [False])])
 def test_a_budget_is_a_gate(size_mib: float | None, passed: list[bool]) -> None:
-    assert [gate["passed"] for gate in check_budgets(METRICS, Budgets(size_mib))] == passed
+    assert [gate["passed"] for gate in check_budgets(METRICS, Budgets(size_mib, None, None, None))] == passed
 
 
 @pytest.mark.parametrize(

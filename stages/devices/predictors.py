@@ -1,0 +1,109 @@
+"""How long a model takes on a device that is not here: an interface, and a roofline, which needs no measurement.
+
+    predictor = predictor_of(LatencySource.roofline, device, context=256)
+    latency = predictor.predict(config, stored_bytes(config, quantize))
+    print(latency.token_ms, latency.first_token_ms)
+
+A prediction tells which of two models is faster, and about by how much; it is no measurement, and is called predicted
+wherever it is shown.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from stages.devices.hardware import check_predictable
+from stages.devices.operators import DECODE, ENCODER, PREFILL, Operator, graphs, parameter_sizes
+from stages.models.vlm import ModelConfig
+from stages.schema import DeviceProfile, Runtime
+from stages.schema.search import LatencySource
+
+# Two assumptions, for every device and model. ATTAINED: the share of the peaks of bandwidth and arithmetic that a
+# runtime reaches; ONNX Runtime read a 0.5B model's int4 weights at 0.45 of what the build machine's memory gives (34
+# tokens a second of 75), and of mobile processors nothing is measured here. TEXT_TOKENS: of a prompt beside its image.
+ATTAINED = 0.5
+TEXT_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class Latency:
+    """In milliseconds: encode_ms, of one image (0: no tower); prefill_ms, of the prompt with it; token_ms, of each
+    further token."""
+
+    encode_ms: float
+    prefill_ms: float
+    token_ms: float
+
+    @property
+    def first_token_ms(self) -> float:
+        """From an image to the first token of the answer."""
+        return self.encode_ms + self.prefill_ms
+
+
+class Predictor(Protocol):
+    """What predicts or measures latencies."""
+
+    def predict(self, model: ModelConfig, sizes: Mapping[str, int]) -> Latency:
+        """sizes: the stored bytes of each weight, by name; of what is missing, float32. Raises StageError for a user's
+        module, which neither encodes nor decodes."""
+        ...
+
+
+def predictor_of(
+    kind: LatencySource, device: DeviceProfile, *, context: int, text_tokens: int = TEXT_TOKENS
+) -> Predictor | None:
+    """The predictor of that kind; None for none. context: rows of the cache, all of them in use when token_ms is
+    counted; text_tokens: of a prompt beside its image. Raises as check_predictable does."""
+    if kind is LatencySource.none:
+        return None
+    if kind is LatencySource.host:
+        from stages.devices.host import Host
+
+        return Host(context=context, text_tokens=text_tokens)
+    return Roofline(device, context=context, text_tokens=text_tokens)
+
+
+class Roofline:
+    """Each operator takes as long as its arithmetic or its bytes do, whichever is more (doi:10.1145/1498765.1498785),
+    by ATTAINED of the device's peaks, and operator_us beside it. Caches are not counted: all bytes come from memory.
+
+    What the runtime reads: ONNX Runtime's CPU kernels compute in float32, and read quantized codes only in linears;
+    other weights are float32 from loading on. Core ML's activations are float16, and its weights stay as stored.
+    """
+
+    def __init__(self, device: DeviceProfile, *, context: int, text_tokens: int = TEXT_TOKENS):
+        """Raises ConfigError where the device's speed is not known."""
+        check_predictable(device)
+        hardware = device.hardware
+        assert hardware.bandwidth_gb_s and hardware.gflops
+        self._bytes_ms, self._flops_ms = hardware.bandwidth_gb_s * ATTAINED * 1e6, hardware.gflops * ATTAINED * 1e6
+        self._operator_ms = (hardware.operator_us or 0.0) / 1e3
+        self._float32 = device.runtime is Runtime.onnxruntime
+        self._context, self._text_tokens = context, text_tokens
+
+    def predict(self, model: ModelConfig, sizes: Mapping[str, int]) -> Latency:
+        found = graphs(model, context=self._context, text_tokens=self._text_tokens)
+        elements = parameter_sizes(model)
+        encode, prefill, token = (
+            self._milliseconds(found.get(name, ()), elements, sizes) for name in (ENCODER, PREFILL, DECODE)
+        )
+        return Latency(encode, prefill, token)
+
+    def _milliseconds(
+        self, operators: Iterable[Operator], elements: Mapping[str, int], sizes: Mapping[str, int]
+    ) -> float:
+        total = 0.0
+        for operator in operators:
+            weights = sum(
+                self._weight_bytes(operator, elements[name], sizes.get(name, 4 * elements[name]))
+                for name in operator.weights
+            )
+            moved = weights + operator.activation_bytes * (1.0 if self._float32 else 0.5)
+            total += max(operator.flops / self._flops_ms, moved / self._bytes_ms) + self._operator_ms
+        return total
+
+    def _weight_bytes(self, operator: Operator, elements: int, stored: int) -> int:
+        if not self._float32:
+            return stored
+        codes = operator.name == "linear" and stored < 2 * elements
+        return stored if codes else 4 * elements
