@@ -25,9 +25,10 @@ class Task:
     """All that a process needs to run one node; it can be pickled.
 
     import_roots: folders to import from. schemas: name of the {group: dataclass} mapping, or None. config_group: the
-    group of `config`. libraries: {name: version} of those that can change the result. inputs: {parameter: artifact
-    folder}. out, scratch: see Workspace. log: the file for what the stage prints. metrics: the file that measurements
-    are added to. local: it reads files from outside the store, so it runs on the machine that the build was started on.
+    group of `config`. profiles: of all devices, for a stage that is given them. libraries: {name: version} of those
+    that can change the result. inputs: {parameter: artifact folder}. out, scratch: see Workspace. log: the file for
+    what the stage prints. metrics: the file that measurements are added to. local: it reads files from outside the
+    store, so it runs on the machine that the build was started on.
     """
 
     node: str
@@ -37,6 +38,7 @@ class Task:
     config_group: str | None
     config: Mapping[str, Any] | None
     device: Mapping[str, Any] | None
+    profiles: Mapping[str, Mapping[str, Any]] | None
     libraries: Mapping[str, str]
     inputs: Mapping[str, Path]
     out: Path

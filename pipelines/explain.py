@@ -16,7 +16,7 @@ from pipelines.project import Project
 from pipelines.reasons import differences, label, name_of, shown, summed_up
 
 NOWHERE = "pulled or made elsewhere, or by a build that was stopped"
-PARTS = ("inputs", "config", "device", "sources", "libraries", "modules", "reads")
+PARTS = ("inputs", "config", "device", "devices", "sources", "libraries", "modules", "reads")
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ class Account:
         node = self.row.node
         if part == "inputs" and path[0] in node.inputs:
             return node.inputs[path[0]]
-        if part in ("config", "device"):
+        if part in ("config", "device", "devices"):
             return name_of(node, part, path)
         return label(self.checkout.keys, node, part, path[0], {each[0]: None for each in was})
 

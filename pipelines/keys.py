@@ -50,6 +50,7 @@ class Keys:
                 "libraries": {name: version(name, stage.name) for name in stage.libraries},
                 "config": {key: value for key, value in (node.config or {}).items() if key not in stage.sources},
                 "device": {**(node.device or {}), "": node.devices[0]} if stage.bundle else node.device,
+                **({"devices": node.profiles} if stage.devices else {}),
                 **self.contents(node),
             }
         return self._known[node.name]
@@ -91,7 +92,7 @@ class Keys:
         """Return {module: file} for the stage's code."""
         self.sources.adopt(node.stage.module)
         found = self.sources.closure(node.stage.module)
-        if node.stage.schemas and (node.stage.config or node.stage.device):
+        if node.stage.schemas and (node.stage.config or node.stage.device or node.stage.devices):
             found = {**self.sources.closure(node.stage.schemas.rpartition(".")[0]), **found}
         for module in node.code:
             self.sources.adopt(module)

@@ -112,14 +112,14 @@ def keys_of(values: Mapping[str, Any], node: Node) -> list[str]:
     stage, found = node.stage, {f"pipeline.stages.{node.stage.name}"}
     if stage.config and stage.config in values and stage.config not in OWN_GROUPS:
         found.add(stage.config)
-    for name in node.devices if stage.per else ():
+    for name in node.devices if stage.per else tuple(node.profiles or ()):
         profile = values["device"][name]
         fields: list[str] = []
-        if stage.config:
+        if stage.config and stage.per:
             overrides = profile.get("overrides")
             within = isinstance(overrides, Mapping) and stage.config in overrides
             fields.append(f"overrides.{stage.config}" if within else "overrides")
-        if stage.device:
+        if stage.device or stage.devices:
             fields += stage.device_fields if stage.device_fields is not None else [""]
         whole = any(field.partition(".")[0] not in profile for field in fields)
         found |= {f"device.{name}"} if whole else {f"device.{name}.{field}" for field in fields}

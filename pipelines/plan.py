@@ -14,7 +14,7 @@ from pipelines.config import Config, import_name
 from pipelines.digests import hash_json
 from pipelines.errors import ConfigError, PlanError, TapeoutError, suggestion
 from pipelines.project import Project
-from pipelines.spec import StageSpec
+from pipelines.spec import NAME, StageSpec
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,9 @@ class Node:
     """A stage with its own configuration and inputs.
 
     devices: those that share it (all of them, for a stage that is not per device). device: the slice of the profile
-    that the stage may read, or None. inputs: {parameter: node name}. code: modules that the configuration makes it run.
-    folder, record: relative to the project.
+    that the stage may read, or None. profiles: {device: such a slice} of a stage that is given all devices, or None.
+    inputs: {parameter: node name}. code: modules that the configuration makes it run. folder, record: relative to the
+    project.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Node:
     inputs: Mapping[str, str]
     folder: str
     code: tuple[str, ...] = ()
+    profiles: Mapping[str, Mapping[str, Any]] | None = None
 
     @property
     def record(self) -> str:
@@ -76,7 +78,12 @@ def make_plan(project: Project, config: Config) -> Plan:
     made: dict[tuple[str, str | None], str] = {}  # (stage, device) -> node
     for stage in config.pipeline.stages.values():
         check_stage(project, config, stage)
-        needs = {device: needs_of(config, stage, device, made) for device in (devices if stage.per else (None,))}
+        every: tuple[str | None, ...] = devices if stage.per else (None,)
+        runs = [device for device in every if not is_skipped(config, stage, device)]
+        needs = {device: needs_of(config, stage, device, made) for device in runs}
+        for device in every:
+            if device not in needs:
+                made[stage.name, device] = maker(made, stage.needs[stage.skip["pass"]], device)
         for group in sharing(config, stage, devices, needs):
             first = group[0] if stage.per else None
             shared = not stage.bundle and set(group) == set(devices)
@@ -91,17 +98,20 @@ def make_plan(project: Project, config: Config) -> Plan:
                 needs[first],
                 folder,
                 code_of(config, stage),
+                profiles_of(config, stage),
             )
-            check_node(config, node)
             if name in nodes:
                 raise PlanError(f"two nodes are called {name}: a stage and a device have confusing names")
             nodes[name] = node
             made.update({(stage.name, device if stage.per else None): name for device in (group or (None,))})
-    return Plan(wanted(config, nodes), devices)
+    kept = wanted(config, nodes)
+    for node in kept.values():
+        check_node(config, node)
+    return Plan(kept, devices)
 
 
 def wanted(config: Config, nodes: Mapping[str, Node]) -> dict[str, Node]:
-    """Return the nodes without those that other stages would need, had `when` not dropped every such need."""
+    """Return the nodes without those that other stages would need, had `when` and `skip` left any that does."""
     wanted_by_some = {need for stage in config.pipeline.stages.values() for need in stage.needs.values()}
     kept: dict[str, Node] = {}
     needed: set[str] = set()
@@ -117,18 +127,34 @@ def needs_of(
 ) -> dict[str, str]:
     """Return {parameter: node} of what the stage needs for a device."""
     return {
-        parameter: made.get((need, device)) or made[need, None]
+        parameter: maker(made, need, device)
         for parameter, need in stage.needs.items()
         if parameter not in stage.when or holds(config, stage, parameter, device)
     }
 
 
+def maker(made: Mapping[tuple[str, str | None], str], stage: str, device: str | None) -> str:
+    """Return the node that makes for `device` what `stage` makes."""
+    return made.get((stage, device)) or made[stage, None]
+
+
+def is_skipped(config: Config, stage: StageSpec, device: str | None) -> bool:
+    """Say whether the stage is left out for a device, so that one of its needs stands for it."""
+    if not stage.skip:
+        return False
+    return not said(config, stage, stage.skip["unless"], f"stage {stage.name}: skip.unless", device)
+
+
 def holds(config: Config, stage: StageSpec, parameter: str, device: str | None) -> bool:
     """Say whether the stage's configuration, or the device, makes it need the artifact `parameter`."""
-    where = f"stage {stage.name}: when.{parameter}"
-    answer = asked(config, stage, stage.when[parameter], where, config_of(config, stage, device), device)
+    return said(config, stage, stage.when[parameter], f"stage {stage.name}: when.{parameter}", device)
+
+
+def said(config: Config, stage: StageSpec, name: str, where: str, device: str | None) -> bool:
+    """Return the answer of the function `name`, of the pipeline's own, for a device. Raises PlanError."""
+    answer = asked(config, stage, name, where, config_of(config, stage, device), device)
     if not isinstance(answer, bool):
-        raise PlanError(f"{where}: {stage.when[parameter]} returned {answer!r}, and must return True or False")
+        raise PlanError(f"{where}: {name} returned {answer!r}, and must return True or False")
     return answer
 
 
@@ -137,9 +163,9 @@ def sharing(
 ) -> list[tuple[str, ...]]:
     """Return the devices in groups of which each shares one node of `stage`."""
     if not stage.per:
-        return [devices]
+        return [devices] if needs else []
     groups: dict[str, list[str]] = {}
-    for device in devices:
+    for device in (device for device in devices if device in needs):
         mark = [
             device if stage.bundle else None,
             dict(needs[device]),
@@ -162,9 +188,7 @@ def code_of(config: Config, stage: StageSpec) -> tuple[str, ...]:
             raise PlanError(f"stage {stage.name}: code: there is no key '{place}'", hint=hint)
         value = config.groups[group][key]
         target = value.get("_target_") if isinstance(value, Mapping) else value
-        if value is not None and not (
-            isinstance(target, str) and re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", target)
-        ):
+        if value is not None and not (isinstance(target, str) and NAME.fullmatch(target)):
             raise ConfigError(f"{place} is {target!r}, which names no code", hint="expected package.module.NAME")
         modules += [str(target).rpartition(".")[0]] if target else []
     return tuple(modules)
@@ -179,8 +203,16 @@ def config_of(config: Config, stage: StageSpec, device: str | None) -> dict[str,
 
 def slice_of(config: Config, stage: StageSpec, device: str | None) -> dict[str, Any] | None:
     """Return what the stage may read of the device's profile."""
-    if not stage.device or device is None:
-        return None
+    return limited(config, stage, device) if stage.device and device is not None else None
+
+
+def profiles_of(config: Config, stage: StageSpec) -> dict[str, dict[str, Any]] | None:
+    """Return what a stage that is given all devices may read of each, by name and in the order of names."""
+    return {device: limited(config, stage, device) for device in sorted(config.devices)} if stage.devices else None
+
+
+def limited(config: Config, stage: StageSpec, device: str) -> dict[str, Any]:
+    """Return the device's profile with the fields that the stage has declared."""
     profile = {key: value for key, value in config.devices[device].items() if key != "overrides"}
     return profile if stage.device_fields is None else {key: profile[key] for key in stage.device_fields}
 

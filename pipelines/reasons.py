@@ -27,7 +27,7 @@ def differences(keys: Keys, node: Node, old: Mapping[str, Any], new: Mapping[str
     """
     if old.get("run") != new.get("run"):
         yield f"run {old.get('run')} -> {new.get('run')}"
-    for part in ("config", "device"):
+    for part in ("config", "device", "devices"):
         before, after = old.get(part) or {}, new.get(part) or {}
         yield from changed(lambda path, part=part: name_of(node, part, path), before, after)  # type: ignore[misc]
     for part, title in (("inputs", "input "), ("sources", ""), ("modules", ""), ("reads", "")):
@@ -69,6 +69,8 @@ def name_of(node: Node, part: str, path: tuple[str, ...]) -> str:
     """Return a value's name as the command line has it: "quantize.bits", "device.pixel-8.memory_mib"."""
     if part == "config":
         return ".".join((node.stage.config or "config", *path))
+    if part == "devices":
+        return ".".join(("device", *path))
     if path == ("",):  # what only a bundle's key has: the device that it is for
         return "the bundle's device"
     return ".".join(("device", ",".join(node.devices), *path))
@@ -77,7 +79,9 @@ def name_of(node: Node, part: str, path: tuple[str, ...]) -> str:
 def label(keys: Keys, node: Node, part: str, name: str, old: Mapping[str, Any]) -> str:
     """Return what the user calls an ingredient: the stage behind an input, the file of a module."""
     if part == "inputs":
-        return node.stage.needs.get(name, name)
+        stage = node.stage.needs.get(name, name)
+        given = node.inputs.get(name, stage)  # where the stage is skipped, another's node
+        return stage if given == stage or given.startswith(f"{stage}-") else given
     if part == "sources":
         path = (node.config or {}).get(name)
         return f"{node.stage.config}.{name}: {path}" if path else f"{node.stage.config}.{name}"

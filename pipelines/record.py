@@ -135,7 +135,7 @@ def escaped(stage: dict[str, Any]) -> dict[str, Any]:
 def composed_from(config: Config, node: Node) -> list[Path]:
     """Return the configuration files that a node's part of the configuration comes from."""
     groups = ["config", "pipeline", *([node.stage.config] if node.stage.config else [])]
-    groups += [f"device.{name}" for name in node.devices] if node.stage.per else []
+    groups += [f"device.{name}" for name in node.devices] if node.stage.per or node.stage.devices else []
     return [config.files[group] for group in groups if group in config.files]
 
 

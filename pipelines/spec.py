@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from heapq import heapify, heappop, heappush
@@ -9,13 +10,17 @@ from typing import Any
 
 from pipelines.errors import PlanError, suggestion
 
-GIVEN = ("config", "device", "work")  # parameters that no artifact can have
+GIVEN = ("config", "device", "devices", "item", "work")  # parameters that no artifact can have
+NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")  # package.module.NAME
 KINDS: Mapping[str, tuple[type, str]] = {
     "config": (str, "the name of a group"),
     "needs": (Mapping, "a mapping of parameters to stages"),
     "when": (Mapping, "a mapping of parameters to package.module.function"),
     "code": (list, "a list of GROUP.KEY"),
+    "skip": (Mapping, "a mapping with unless, package.module.function, and pass, a need"),
+    "calls": (list, "a list of package.module.function"),
     "device": (bool, "true or false"),
+    "devices": (bool, "true or false"),
     "device_fields": (list, "a list of names"),
     "sources": (Mapping, "a mapping of keys to 'file', 'folder' or a list of patterns"),
     "reads": (list, "a list of patterns, relative to the project"),
@@ -49,11 +54,15 @@ class StageSpec:
     needs          {parameter: stage}: the artifacts that it is given
     when           {parameter: a light function(config, device)}: a need that is dropped where it says False. A stage
                    that others need in the pipeline, and nobody in the plan, is left out of it
+    skip           {unless: a light function(config, device), pass: a need}: where it says False, the stage is not in
+                   the plan, and what needs it gets what it would have been given for that need
+    calls          functions, as package.module.function, that the stage may run by work.map
     code           GROUP.KEYs of the configuration that name code which the stage runs: package.module.NAME, or a
                    mapping with that as _target_; null is none
     per            "device": one node for each device, equal nodes being one
     device         whether it is given the device's profile as `device`
-    device_fields  the fields of the profile that it may read; None: all. Devices equal in these share a node
+    devices        whether it, one for all devices, is given the profiles of all by name as `devices`
+    device_fields  the fields of a profile that it may read; None: all. Devices equal in these share a node
     sources        {config key: "file" | "folder" | [patterns in a folder]}: inputs from outside. What lies behind a
                    URI, or is tracked by DVC and not here, the stage itself fetches; null is none
     reads          patterns of project files, beside modules, that the stage's code reads
@@ -70,9 +79,12 @@ class StageSpec:
     config: str | None = None
     needs: Mapping[str, str] = field(default_factory=dict)
     when: Mapping[str, str] = field(default_factory=dict)
+    skip: Mapping[str, str] = field(default_factory=dict)
+    calls: tuple[str, ...] = ()
     code: tuple[str, ...] = ()
     per: str | None = None
     device: bool = False
+    devices: bool = False
     device_fields: tuple[str, ...] | None = None
     sources: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
     reads: tuple[str, ...] = ()
@@ -116,6 +128,7 @@ def read_pipeline(value: Any, where: str) -> PipelineSpec:
                     f"{where}: stage {stage.name}: when: it has no need '{parameter}'",
                     hint=suggestion(parameter, stage.needs, "it needs"),
                 )
+        check_skip(stage, f"{where}: stage {stage.name}: skip")
         for parameter, need in stage.needs.items():
             if parameter in GIVEN:
                 raise PlanError(
@@ -149,11 +162,37 @@ def read_stage(name: str, value: Any, where: str, schemas: str | None = None) ->
         raise PlanError(f"{where}: per is '{value['per']}', and can only be 'device'")
     if value.get("device") and not value.get("per"):
         raise PlanError(f"{where} asks for the device's profile", hint="give it `per: device`")
+    if value.get("devices") and value.get("per"):
+        raise PlanError(
+            f"{where} is one per device, and asks for the profiles of all devices",
+            hint="leave out `per`, or ask for its own device's profile: `device: true`",
+        )
+    for name in value.get("calls") or ():
+        if not NAME.fullmatch(name):
+            raise PlanError(f"{where}: calls: {name!r} is no package.module.function")
     if value.get("bundle") and not value.get("per"):
         raise PlanError(f"{where} makes bundles, one for each device", hint="give it `per: device`")
     frozen = {key: freeze(each) for key, each in value.items() if each is not None}
     resources = read_resources(frozen.pop("resources", {}), where)
     return StageSpec(name=name, schemas=schemas, resources=resources, **frozen)
+
+
+def check_skip(stage: StageSpec, where: str) -> None:
+    """Raise PlanError where `skip` does not say when, and what stands for the stage then."""
+    if not stage.skip:
+        return
+    refuse_unknown(stage.skip, {"unless", "pass"}, where)
+    if set(stage.skip) != {"unless", "pass"}:
+        raise PlanError(f"{where} needs both `unless: package.module.function` and `pass: PARAMETER`")
+    passed = stage.skip["pass"]
+    if passed not in stage.needs:
+        hint = suggestion(passed, stage.needs, "it needs")
+        raise PlanError(f"{where}: pass: it has no need '{passed}'", hint=hint)
+    if passed in stage.when:
+        raise PlanError(
+            f"{where}: pass: the need '{passed}' can be dropped by `when`, and nothing would stand for the stage then",
+            hint=f"leave out when.{passed}, or pass another need",
+        )
 
 
 def read_resources(value: Mapping[str, Any], where: str) -> Resources:

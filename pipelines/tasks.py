@@ -39,6 +39,7 @@ def make_task(
         config_group=node.stage.config,
         config=settings,
         device=node.device,
+        profiles=node.profiles,
         libraries=ingredients["libraries"],
         inputs={parameter: project.root / plan.nodes[need].folder for parameter, need in node.inputs.items()},
         out=out,
