@@ -7,9 +7,11 @@ per device, the device; it raises ConfigError.
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 
 from pipelines.errors import ConfigError, nearest
-from stages.evaluation.names import MODEL_METRICS, PARITY_METRICS, TASK_METRICS, TASKS
+from stages.devices.hardware import check_predictable
+from stages.evaluation.names import MODEL_METRICS, PARITY_METRICS, PREDICTED_METRICS, TASK_METRICS, TASKS
 from stages.lowering.limits import HEXAGON, Problem, block_size, chunk_size, coreml_sizes, coreml_system
 from stages.lowering.socs import hexagon_problem
 from stages.quantizers.candidates import check_candidates
@@ -141,11 +143,8 @@ def validation(config: ValidateConfig, device: DeviceProfile | None = None) -> N
         )
     for gate in config.gates:
         _check_gate(gate, config.kind)
-    if device and device.budgets.size_mib is not None and device.budgets.size_mib <= 0:
-        raise ConfigError(
-            f"device {device.name}: budgets.size_mib is {device.budgets.size_mib}",
-            hint="expected a number above 0, or null for no limit",
-        )
+    if device:
+        _check_budgets(config, device)
 
 
 def calibration(config: CalibrateConfig, device: DeviceProfile | None = None) -> None:
@@ -240,6 +239,20 @@ def _bits(name: str) -> int:
     """Of affine-int4 and palette-4, 4; of float16, 0."""
     found = re.fullmatch(r"(?:affine-int|palette-)(\d+)", name)
     return int(found[1]) if found else 0
+
+
+def _check_budgets(config: ValidateConfig, device: DeviceProfile) -> None:
+    """Raise ConfigError for a budget that nothing keeps, and for a bound on latency where none can be predicted."""
+    budgets = asdict(device.budgets)
+    for name, bound in budgets.items():
+        if bound is not None and bound <= 0:
+            raise ConfigError(
+                f"device {device.name}: budgets.{name} is {bound}",
+                hint="expected a number above 0, or null for no limit",
+            )
+    bounded = any(bound is not None for name, bound in budgets.items() if name.endswith("_ms"))
+    if bounded or any(gate.metric in PREDICTED_METRICS for gate in config.gates):
+        check_predictable(device)
 
 
 def _check_gate(gate: Gate, kind: ValidationKind) -> None:

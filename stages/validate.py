@@ -9,6 +9,7 @@ from pipelines.workspace import Workspace
 from stages.artifacts import DeviceModel, Probe, QuantizedModel, Validation
 from stages.evaluation.gates import check_budgets, check_gates
 from stages.evaluation.parity import measure_parity
+from stages.evaluation.predicted import predicted
 from stages.evaluation.questioning import ask
 from stages.schema import DeviceProfile, ValidateConfig, ValidationKind
 
@@ -22,8 +23,9 @@ def validate(
     baseline: Validation | None = None,
     probe: Probe | None = None,
 ) -> Validation:
-    """metrics.json: parity with torch; size; how many risks the lowering found; gates. Where questions are asked also
-    accuracy, retention and its interval a task, with answers.jsonl.
+    """metrics.json: parity with torch; size; how many risks the lowering found; what is predicted for the device, where
+    enough is known of it; gates. Where questions are asked also accuracy, retention and its interval a task, with
+    answers.jsonl.
 
     baseline: needed for questions; probe: for parity. Raises StageError for questions to a model that cannot answer.
     """
@@ -41,7 +43,10 @@ def validate(
         measured = ask(model, device_model, baseline, config, work)
     result = Validation(work.out)
     size = sum(path.stat().st_size for path in device_model.path.rglob("*") if path.is_file())
-    metrics = {**measured, "size_bytes": size, "risks": len(device_model.description().get("risks", []))}
+    description = device_model.description()
+    metrics = {**measured, "size_bytes": size, "risks": len(description.get("risks", []))}
+    if latencies := predicted(model, description, device):
+        metrics["predicted"] = latencies
     metrics["gates"] = check_gates(metrics, config.gates) + check_budgets(metrics, device.budgets)
     result.write_json("metrics.json", metrics)
     return result

@@ -1,6 +1,7 @@
 """Gates: bounds on validated metrics. One that fails, fails its device's build."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from pipelines.errors import ConfigError, nearest
@@ -33,12 +34,21 @@ def check_gates(metrics: dict[str, Any], gates: Sequence[Gate]) -> list[dict[str
 
 
 def check_budgets(metrics: dict[str, Any], budgets: Budgets) -> list[dict[str, Any]]:
-    """The device's budgets as gates, in the form of `check_gates`."""
-    if budgets.size_mib is None:
-        return []
-    size = metrics["size_bytes"] / 2**20
-    gate = {"metric": "budget.size_mib", "task": None, "value": size, "bound": budgets.size_mib, "kind": "max"}
-    return [{**gate, "passed": size <= budgets.size_mib}]
+    """The device's budgets as gates, in the form of `check_gates`. Raises ConfigError for a budget of what could not be
+    predicted."""
+    found = {"size_mib": metrics["size_bytes"] / 2**20, **metrics.get("predicted", {})}
+    results = []
+    for name, bound in asdict(budgets).items():
+        if bound is None:
+            continue
+        if name not in found:
+            raise ConfigError(
+                f"budgets.{name} is {bound}, and no latency can be predicted of this model on this device",
+                hint="set it to null: predictions are of language models, on devices whose hardware is known",
+            )
+        gate = {"metric": f"budget.{name}", "task": None, "value": found[name], "bound": bound, "kind": "max"}
+        results.append({**gate, "passed": found[name] <= bound})
+    return results
 
 
 def _values(metrics: dict[str, Any], gate: Gate) -> list[tuple[str | None, float]]:

@@ -142,3 +142,17 @@ def test_the_plan_imports_nothing_heavy():
 def test_a_budget_of_nothing_is_refused() -> None:
     device = group("device", ONNX, budgets={"size_mib": 0})
     assert "budgets.size_mib is 0" in refused(validation, group("validate"), device)
+
+
+@pytest.mark.parametrize("name", ["token_ms", "first_token_ms", "encode_ms"])
+def test_a_latency_of_nothing_is_refused(name: str) -> None:
+    assert f"budgets.{name} is -1" in refused(validation, group("validate"), group("device", ONNX, budgets={name: -1}))
+
+
+def test_a_latency_that_cannot_be_predicted_is_refused() -> None:
+    device = group("device", "galaxy-s24", budgets={"token_ms": 10})
+    error = refused(validation, group("validate"), device)
+    assert "galaxy-s24" in error and "hardware.gflops" in error and "bandwidth" not in error
+    gates = [{"metric": "predicted.token_ms", "task": None, "min": None, "max": 10}]
+    assert "hardware.gflops" in refused(validation, group("validate", gates=gates), group("device", "galaxy-s24"))
+    validation(group("validate", gates=gates), group("device", ONNX))

@@ -94,6 +94,28 @@ def test_gates(gate: Gate, passed: list[bool]) -> None:
     assert [result["passed"] for result in check_gates(METRICS, [gate])] == passed
 
 
+PREDICTED = {"token_ms": 2.0, "first_token_ms": 80.0, "encode_ms": 30.0}
+
+
+@pytest.mark.parametrize(
+    ("budgets", "passed"),
+    [
+        (Budgets(None, 2.0, None, None), {"budget.token_ms": True}),
+        (Budgets(None, 1.9, 100.0, None), {"budget.token_ms": False, "budget.first_token_ms": True}),
+        (Budgets(0.001, None, None, 29.0), {"budget.size_mib": True, "budget.encode_ms": False}),
+    ],
+)
+def test_predicted_latencies_are_held_against_budgets(budgets: Budgets, passed: dict[str, bool]) -> None:
+    gates = check_budgets({**METRICS, "predicted": PREDICTED}, budgets)
+    assert {gate["metric"]: gate["passed"] for gate in gates} == passed
+    assert all(gate["value"] == PREDICTED[gate["metric"][7:]] for gate in gates if gate["metric"].endswith("_ms"))
+
+
+def test_a_budget_of_what_cannot_be_predicted_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"budgets\.token_ms is 5"):
+        check_budgets(METRICS, Budgets(None, 5.0, None, None))
+
+
 @pytest.mark.parametrize(("size_mib", "passed"), [(None, []), (0.001, [True]), (0.0005, [False])])
 def test_a_budget_is_a_gate(size_mib: float | None, passed: list[bool]) -> None:
     assert [gate["passed"] for gate in check_budgets(METRICS, Budgets(size_mib, None, None, None))] == passed
