@@ -5,6 +5,7 @@ import re
 CACHE_MULTIPLE = (
     32  # Core ML: states whose rows are no multiple of 32 fail on the Neural Engine (apple/coremltools#2631)
 )
+HEAD_MULTIPLE = 16  # ONNX Runtime: of GroupQueryAttention that turns its heads by their positions
 LARGEST_BLOCK, SMALLEST_BLOCK = 128, 16  # ONNX Runtime: of MatMulNBits, powers of two
 MINIMUM_OS = {
     "iOS": 18,
@@ -27,6 +28,16 @@ def coreml_sizes(context: int, prefill_chunk: int) -> Problem | None:
             f"Set context={max(context + -context % CACHE_MULTIPLE, CACHE_MULTIPLE)}.",
         )
     return chunk_size(context, prefill_chunk, 2)
+
+
+def onnx_heads(head_dim: int) -> Problem | None:
+    """Why ONNX Runtime cannot attend with heads of that width; None if it can."""
+    if head_dim % HEAD_MULTIPLE == 0:
+        return None
+    return (
+        f"the decoder's heads have a width of {head_dim}; ONNX Runtime needs a multiple of {HEAD_MULTIPLE}",
+        "Choose a model with such heads (text.head_dim in its config.json), or a device with runtime=coreml.",
+    )
 
 
 def chunk_size(context: int, prefill_chunk: int, least: int = 1) -> Problem | None:

@@ -3,8 +3,10 @@
 import numpy as np
 import onnx_ir as ir
 
+from pipelines.errors import LoweringError
 from stages.lowering.capture import capture_decoder
 from stages.lowering.graph import emit, user_inputs
+from stages.lowering.limits import onnx_heads
 from stages.lowering.onnx.builder import GraphBuilder
 from stages.lowering.onnx.linears import parameters
 from stages.models.vlm import ModelConfig
@@ -20,8 +22,11 @@ def lower_decoder(config: ModelConfig, graph: GraphBuilder) -> tuple[list[ir.Val
     .value (1, KV, P or context, head_dim) float32. They give logits (1, N, vocabulary) float32, present.I.key, .value.
     Two more inputs may be left out: image_features (1, N, hidden) float32, of models with a tower: row i is used where
     input_ids[i] is the image token; and logits_to_keep (1,) int64: logits of the last so many tokens alone, 0: of all.
+    Raises LoweringError for heads of a width that GroupQueryAttention does not take.
     """
     text = config.text
+    if problem := onnx_heads(text.head_dim):
+        raise LoweringError(problem[0], hint=problem[1])
     program = capture_decoder(config, None, graph.context)
     graph.parameters = parameters(program)
     ids = graph.input("input_ids", ir.DataType.INT64, (1, TOKENS))
