@@ -53,13 +53,14 @@ def toy_config(layers: int = 2, tied: bool = False) -> ModelConfig:
     return ModelConfig(vision, text, image_token_id=258)
 
 
-def narrow_config() -> ModelConfig:
-    """As a search leaves one: fewer heads of the same width, a head of low rank, few tokens, thin feed-forwards."""
+def narrow_config(**text: int) -> ModelConfig:
+    """As a search leaves one: one head fewer of the same width, an output head of low rank, few tokens, thin
+    feed-forwards. text: other values of TextConfig."""
     toy = toy_config()
     assert toy.vision is not None and toy.text is not None
     vision = replace(toy.vision, strides=((1, 1), (2, 2)), mlp_ratio=1.5)
-    text = replace(toy.text, num_attention_heads=3, head_rank=48)
-    return replace(toy, vision=vision, text=text)
+    pruned = {"num_attention_heads": 1, "head_rank": 48, **text}
+    return replace(toy, vision=vision, text=replace(toy.text, **pruned))
 
 
 def toy_tokenizer() -> Tokenizer:

@@ -21,7 +21,7 @@ from stages.quantizers.sequences import samples_of
 from stages.quantizers.statistics import StatisticsReader, packed, unpacked
 from stages.schema import CalibrateConfig, Draw
 from tests.conf import group
-from tests.toy import toy_checkpoint
+from tests.toy import narrow_config, toy_checkpoint
 
 torch.set_num_threads(1)
 
@@ -89,8 +89,13 @@ class Whole:
             embeddings = model.text.embed_tokens(tokens.ids)
         self.weights = weights
         hidden = model.text.hidden(embeddings, causal(model, embeddings))
-        tied = model.config.text.tie_word_embeddings
-        self._add("text.embed_tokens.weight" if tied else "text.lm_head.weight", hidden[0], predicting.float())
+        taken, text = hidden[0], model.config.text
+        if text.head_rank:
+            self._add("text.lm_head.down.weight", taken, predicting.float())
+            self._add("text.lm_head.up.weight", model.text.lm_head.down(taken), predicting.float())
+        else:
+            name = "text.embed_tokens.weight" if text.tie_word_embeddings else "text.lm_head.weight"
+            self._add(name, taken, predicting.float())
         model.zero_grad()
         answer_loss(model.text.head(hidden), tokens).backward()
         for name, parameter in model.named_parameters():
@@ -101,7 +106,7 @@ class Whole:
         def observe(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
             taken = inputs[0].movedim(1, -1) if isinstance(module, torch.nn.Conv2d) else inputs[0]
             taken = taken.reshape(-1, taken.shape[-1])
-            if name != "text.lm_head.weight":
+            if not name.startswith("text.lm_head."):
                 self._add(name, taken, self.weights if name.startswith("text.") else torch.ones(len(taken)))
 
         return observe
@@ -132,6 +137,18 @@ def test_the_pieces_are_the_whole(tied: bool, changes: dict[str, Any], tmp_path:
     found = calibrated(checkpoint, tmp_path / "run", **changes)
     samples = samples_of(checkpoint, configured(**changes))
     assert_same(StatisticsReader(found.statistics), Whole(checkpoint, samples, configured(**changes)))
+
+
+@pytest.mark.parametrize("changes", [{}, {"threads": 2, "batch": 5}])
+@pytest.mark.parametrize("heads", [1, 3])
+def test_the_pieces_are_the_whole_of_a_narrow_model(heads: int, changes: dict[str, Any], tmp_path: Path) -> None:
+    """Heads of another width together than the states, and a head of two matrices, each with its own statistics."""
+    checkpoint = toy_checkpoint(tmp_path / "checkpoint", config=narrow_config(num_attention_heads=heads))
+    found = calibrated(checkpoint, tmp_path / "run", **changes)
+    samples, read = samples_of(checkpoint, configured(**changes)), StatisticsReader(found.statistics)
+    assert read.second_moment("text.lm_head.up.weight").shape == (48, 48)
+    assert read.fisher("text.lm_head.down.weight").shape == (48, 64)
+    assert_same(read, Whole(checkpoint, samples, configured(**changes)))
 
 
 def test_a_decoder_alone(text_model: Checkpoint, tmp_path: Path) -> None:

@@ -9,18 +9,19 @@ import pytest
 
 from stages.artifacts import DeviceModel, QuantizedModel
 from stages.lowering.onnx import lower_onnx
+from stages.models.vlm import ModelConfig
 from stages.runtimes.generate import generate
 from stages.runtimes.ort import OnnxSession
 from tests.rounded import rounded
-from tests.toy import toy_checkpoint, toy_config
+from tests.toy import narrow_config, toy_checkpoint, toy_config
 
 CONTEXT = 64
 PROMPT = list(range(40, 60))
 
 
-def folder(path: Path, *, vision: bool = True, **options) -> DeviceModel:
+def folder(path: Path, *, vision: bool = True, config: ModelConfig | None = None, **options) -> DeviceModel:
     """A small decoder with its genai_config.json."""
-    config = toy_config(tied=True)
+    config = config or toy_config(tied=True)
     model = rounded(toy_checkpoint(path / "checkpoint", config=config), path / "quantized", bits=4)
     (path / "device").mkdir()
     settings = {"context": CONTEXT, "accuracy_level": 4, **options}
@@ -49,6 +50,16 @@ def of_genai(model: DeviceModel, count: int) -> list[int]:
 @pytest.mark.parametrize("format", ["onnx", "ort"])
 def test_genai_generates_the_tokens_of_our_loop(tmp_path, vision, format):
     model = folder(tmp_path, vision=vision, format=format)
+    end = json.loads((model.path / "genai_config.json").read_text())["model"]["eos_token_id"]
+    expected = generate(OnnxSession(model), PROMPT, np.zeros((0, 64), np.float32), end_id=end, max_new_tokens=24)
+    found = of_genai(model, 24)
+    assert len(expected) > 4 and [token for token in found if token != end] == expected
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+def test_genai_generates_from_a_narrow_model(tmp_path, heads):
+    """Whose heads make another width together than hidden_size, and whose output head is two matrices."""
+    model = folder(tmp_path, config=narrow_config(num_attention_heads=heads))
     end = json.loads((model.path / "genai_config.json").read_text())["model"]["eos_token_id"]
     expected = generate(OnnxSession(model), PROMPT, np.zeros((0, 64), np.float32), end_id=end, max_new_tokens=24)
     found = of_genai(model, 24)

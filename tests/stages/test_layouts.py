@@ -72,8 +72,11 @@ def state_of(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("layout", ["apple", "transformers"])
-@pytest.mark.parametrize("form", ["deployed", "trained", "mixed"])
+@pytest.mark.parametrize("form", ["deployed", "trained", "mixed", "thin"])
 def test_image_features_are_those_of_the_original(layout: str, form: str, tiny: Configuration, tmp_path: Path) -> None:
+    if form == "thin":
+        assert tiny.vision is not None
+        tiny = replace(tiny, vision=replace(tiny.vision, mlp_ratio=1.375))
     write_random(tmp_path / "model", tiny, layout, seed=5, trained=form != "deployed")
     if form == "mixed":
         write_random(tmp_path / "other", tiny, layout, seed=6)
@@ -84,6 +87,7 @@ def test_image_features_are_those_of_the_original(layout: str, form: str, tiny: 
             state |= {name: tensor for name, tensor in other.items() if f"model.{part}" in name}
         save_file(state, tmp_path / "model" / "model.safetensors")
     checkpoint = loaded(tmp_path / "model", tmp_path / "work")
+    assert checkpoint.config().vision == tiny.vision
     state = state_of(tmp_path / "model")
     image = torch.rand((2, 3, 128, 128), generator=torch.Generator().manual_seed(1))
     expected = Oracle(state, ORACLES[layout]).features(image)
@@ -111,15 +115,18 @@ def test_both_layouts_give_the_same_decoder_bits(tiny: Configuration, tmp_path: 
                 assert torch.equal(tensors["vision.patch_embed.0.weight"], stem.float())
 
 
+@pytest.mark.parametrize("heads", [{}, {"num_attention_heads": 6}, {"num_attention_heads": 2}, {"head_dim": 48}])
 @pytest.mark.parametrize("tied", [True, False])
-def test_logits_are_those_of_transformers(tied: bool, tmp_path: Path, tiny: Configuration) -> None:
-    """Whole and step by step, from the same folder."""
+def test_logits_are_those_of_transformers(
+    tied: bool, heads: dict[str, int], tmp_path: Path, tiny: Configuration
+) -> None:
+    """Whole and step by step, from the same folder; also with heads whose width their number does not give."""
     from transformers import Qwen2ForCausalLM
 
     assert tiny.text is not None
     write_random(
         tmp_path / "model",
-        Configuration(None, replace(tiny.text, tie_word_embeddings=tied)),
+        Configuration(None, replace(tiny.text, tie_word_embeddings=tied, **heads)),
         "qwen2",
         dtype="float32",
     )
@@ -127,6 +134,7 @@ def test_logits_are_those_of_transformers(tied: bool, tmp_path: Path, tiny: Conf
     ids = torch.randint(0, tiny.text.vocab_size, (1, 40), generator=torch.Generator().manual_seed(0))
     ours = loaded(tmp_path / "model", tmp_path / "work").model()
     config = ours.text.config
+    assert ("head_dim" in json.loads((tmp_path / "model" / "config.json").read_text())) == bool(heads)
     with torch.no_grad():
         expected = theirs(ids).logits
         context = MaskedContext(torch.arange(40), torch.ones(40, 40, dtype=torch.bool).tril(), config)

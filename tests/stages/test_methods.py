@@ -15,6 +15,7 @@ from pipelines.errors import ConfigError
 from pipelines.workspace import Workspace
 from stages.artifacts import Calibration, Checkpoint, QuantizedModel
 from stages.calibrate import calibrate
+from stages.models.vlm import ModelConfig
 from stages.quantize import quantize
 from stages.quantizers.awq import Scaled, ScaledStatistics, equalized
 from stages.quantizers.choices import choices
@@ -28,9 +29,12 @@ from stages.quantizers.rtn import round_to_nearest
 from stages.quantizers.statistics import StatisticsReader
 from stages.schema import QuantizeConfig
 from tests.conf import group
-from tests.toy import toy_checkpoint
+from tests.toy import narrow_config, toy_checkpoint, toy_config
 
 torch.set_num_threads(1)
+
+
+OUTLYING = ("norm.weight", "up_proj.weight", "v_proj.weight", "depthwise.weight", "qkv.weight", "head.down.weight")
 
 
 def workspace(path: Path) -> Workspace:
@@ -53,12 +57,12 @@ def calibration(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory
     return calibrated(checkpoint, tmp_path_factory.mktemp("calibration"))
 
 
-def outlying(path: Path, tied: bool = False) -> Checkpoint:
+def outlying(path: Path, tied: bool = False, config: ModelConfig | None = None) -> Checkpoint:
     """Of the inputs of every group that AWQ scales, each eighth channel is large."""
-    checkpoint = toy_checkpoint(path, tied=tied)
+    checkpoint = toy_checkpoint(path, tied=tied, config=config)
     state = load_file(checkpoint.weights)
     for name, tensor in state.items():
-        if name.endswith(("norm.weight", "up_proj.weight", "v_proj.weight", "depthwise.weight", "qkv.weight")):
+        if name.endswith(OUTLYING):
             tensor[::8] *= 8
     save_file(state, checkpoint.weights)
     return checkpoint
@@ -175,11 +179,12 @@ def scalings_of(
         return equalized(model, tensors, statistics, chosen), statistics
 
 
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("head", ["whole", "tied", "of low rank"])
 def test_awqs_scaled_float_model_is_the_same_function(
-    tied: bool, inputs: tuple[torch.Tensor, torch.Tensor], tmp_path: Path
+    head: str, inputs: tuple[torch.Tensor, torch.Tensor], tmp_path: Path
 ) -> None:
-    checkpoint = outlying(tmp_path / "checkpoint", tied=tied)
+    config = narrow_config(num_attention_heads=3) if head == "of low rank" else toy_config(tied=head == "tied")
+    checkpoint = outlying(tmp_path / "checkpoint", config=config)
     calibration = calibrated(checkpoint, tmp_path / "calibration")
     config = group("quantize", "awq", bits=3, convolutions=3)
     scalings, statistics = scalings_of(checkpoint, calibration, config)
@@ -196,7 +201,9 @@ def test_awqs_scaled_float_model_is_the_same_function(
     }
     expected = {"text.layers.0.self_attn.q_proj.weight", "text.layers.1.mlp.down_proj.weight"}
     assert expected <= moved and any(name.startswith("vision.") for name in moved)
-    assert ("text.lm_head.weight" in scalings) != tied
+    heads = {"whole": {"weight"}, "tied": set(), "of low rank": {"down.weight", "up.weight"}}[head]
+    assert {name for name in scalings if "lm_head" in name} == {f"text.lm_head.{part}" for part in heads}
+    assert head != "of low rank" or {"text.lm_head.down.weight", "text.lm_head.up.weight"} <= moved
     assert not any(name.startswith("projector") or name.endswith("embed_tokens.weight") for name in scalings)
     for name in moved:
         for scale in (scalings[name].rows, scalings[name].columns):
