@@ -2,11 +2,8 @@
 
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any
 
-import torch
-
-from stages.devices.operators import DECODE, ENCODER, graphs, parameter_shapes
+from stages.devices.operators import DECODE, ENCODER, graphs, on_meta, parameter_shapes
 from stages.models.vlm import ModelConfig
 from stages.quantizers.allocation import bytes_allowed
 from stages.quantizers.choices import Choice, Role, allocates, choices, kept_of
@@ -82,8 +79,7 @@ def stored_formats(model: ModelConfig, quantize: QuantizeConfig) -> dict[str, Te
 
 @lru_cache(maxsize=1024)
 def _weights(model: ModelConfig) -> dict[str, tuple[Role, tuple[int, ...]]]:
-    with torch.device("meta"):
-        module: Any = model.build()
+    module = on_meta(model)
     layers = {**quantizable_layers(module), **spatial_layers(module)}
     return {name: (layer.role, layer.shape) for name, layer in layers.items()}
 

@@ -43,15 +43,28 @@ def graphs(config: ModelConfig, *, context: int, text_tokens: int) -> Mapping[st
     """encoder: one image, where there is a tower. prefill: its visual tokens and `text_tokens` more, at once, with
     logits of the last alone. decode: one token, the last that `context` rows of the cache have room for.
 
-    Raises StageError for a user's module, which has none of these graphs, and
-    for a context that is shorter than the prompt.
+    Raises StageError for a user's module, which has none of these graphs, and for a context that is shorter than the
+    prompt.
     """
     if config.text is None:
         raise StageError(
             "a user's module has no encoder, prefill and decode whose operators could be counted",
             hint="Search and predict language models; a module is measured where it runs.",
         )
-    return _graphs(config, context, text_tokens)
+    prompt = text_tokens + (config.vision.tokens if config.vision else 0)
+    if context < prompt:
+        raise StageError(
+            f"a context of {context} tokens is shorter than a prompt of {prompt}",
+            hint=f"Set convert.context={prompt} or more, or search smaller images.",
+        )
+    found = {PREFILL: _decoder(config, prompt, prompt), DECODE: _decoder(config, 1, context)}
+    return {ENCODER: _encoder(config), **found} if config.vision else found
+
+
+@lru_cache(maxsize=1024)
+def parameter_shapes(config: ModelConfig) -> Mapping[str, tuple[int, ...]]:
+    """The shape of each tensor of the model, by name."""
+    return {name: tuple(tensor.shape) for name, tensor in on_meta(config).state_dict().items()}
 
 
 @lru_cache(maxsize=1024)
@@ -60,47 +73,41 @@ def parameter_sizes(config: ModelConfig) -> Mapping[str, int]:
     return {name: math.prod(shape) for name, shape in parameter_shapes(config).items()}
 
 
-@lru_cache(maxsize=1024)
-def parameter_shapes(config: ModelConfig) -> Mapping[str, tuple[int, ...]]:
-    """The shape of each tensor of the model, by name."""
+@lru_cache(maxsize=4)
+def on_meta(config: ModelConfig) -> Any:
+    """The model without weights, in evaluation mode. Shared: do not change it."""
     with torch.device("meta"):
-        return {name: tuple(tensor.shape) for name, tensor in config.build().state_dict().items()}
+        return config.build().eval()
 
 
 @lru_cache(maxsize=1024)
-def _graphs(config: ModelConfig, context: int, text_tokens: int) -> dict[str, tuple[Operator, ...]]:
-    assert config.text is not None
-    prompt = text_tokens + (config.vision.tokens if config.vision else 0)
-    if context < prompt:
-        raise StageError(
-            f"a context of {context} tokens is shorter than a prompt of {prompt}",
-            hint=f"Set convert.context={prompt} or more, or search smaller images.",
-        )
-    with torch.device("meta"), torch.inference_mode():
-        model: Any = config.build().eval()
-        found = {}
-        if config.vision:
-            size = config.vision.image_size
-            found[ENCODER] = _recorded(model, lambda: Encoder(model)(torch.empty(1, 3, size, size)))
-        found[PREFILL] = _recorded(model, lambda: _decoder(model, prompt, prompt))
-        found[DECODE] = _recorded(model, lambda: _decoder(model, 1, context))
-    return found
+def _encoder(config: ModelConfig) -> tuple[Operator, ...]:
+    assert config.vision is not None
+    size = config.vision.image_size
+    return _recorded(config, lambda model: Encoder(model)(torch.empty(1, 3, size, size)))
 
 
-def _decoder(model: Any, tokens: int, rows: int) -> None:
+@lru_cache(maxsize=1024)
+def _decoder(config: ModelConfig, tokens: int, rows: int) -> tuple[Operator, ...]:
     """`tokens` at once against caches of `rows`, and the head for the last."""
-    text = model.config.text
-    cache = torch.empty(1, text.num_key_value_heads, rows, text.head_dim)
-    features = torch.empty(1, tokens, text.hidden_size) if model.config.vision else None
-    ids, position = torch.empty(1, tokens, dtype=torch.int32), torch.empty(1, dtype=torch.int32)
-    hidden, _ = Decoder(model, head=False)(ids, features, position, [cache] * (2 * text.num_hidden_layers))
-    model.text.head(hidden[:, -1:])
+    text = config.text
+    assert text is not None
+
+    def run(model: Any) -> None:
+        cache = torch.empty(1, text.num_key_value_heads, rows, text.head_dim)
+        features = torch.empty(1, tokens, text.hidden_size) if config.vision else None
+        ids, position = torch.empty(1, tokens, dtype=torch.int32), torch.empty(1, dtype=torch.int32)
+        hidden, _ = Decoder(model, head=False)(ids, features, position, [cache] * (2 * text.num_hidden_layers))
+        model.text.head(hidden[:, -1:])
+
+    return _recorded(config, run)
 
 
-def _recorded(model: Any, run: Callable[[], Any]) -> tuple[Operator, ...]:
+def _recorded(config: ModelConfig, run: Callable[[Any], Any]) -> tuple[Operator, ...]:
+    model = on_meta(config)
     names = {tensor.untyped_storage()._cdata: name for name, tensor in model.state_dict().items()}
-    with _Recorder(names) as recorder:
-        run()
+    with torch.device("meta"), torch.inference_mode(), _Recorder(names) as recorder:
+        run(model)
     return tuple(recorder.operators)
 
 

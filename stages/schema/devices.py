@@ -46,7 +46,8 @@ class Budgets:
 class Hardware:
     """What is publicly known of a device's speed, for predictions; null: not known. Peaks, of which no model reaches
     all: bandwidth_gb_s of memory, in 10^9 bytes; gflops, in 10^9, of the processor that runs the model, in the
-    arithmetic that its runtime uses. operator_us: what each operator takes beside its work; null counts nothing."""
+    arithmetic that its runtime uses. operator_us: what each operator takes beside its work; null: what predictors.py
+    assumes."""
 
     bandwidth_gb_s: float | None
     gflops: float | None

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pipelines.errors import ConfigError, StageError
 from stages.devices.bytes import stored_bytes
 from stages.devices.operators import graphs, parameter_shapes
-from stages.devices.predictors import ATTAINED, Latency, Roofline, predictor_of
+from stages.devices.predictors import ATTAINED, OPERATOR_US, Latency, Roofline, predictor_of
 from stages.evaluation.predicted import predicted
 from stages.models.vlm import ModelConfig, ModuleConfig
 from stages.schema import DeviceProfile
@@ -34,7 +34,7 @@ def predict(profile: DeviceProfile, model: ModelConfig, sizes: Any = None) -> La
 
 
 def test_a_device_bound_by_memory_takes_bytes_over_bandwidth() -> None:
-    slow = device(bandwidth_gb_s=1.0, gflops=1e9, operator_us=None)
+    slow = device(bandwidth_gb_s=1.0, gflops=1e9, operator_us=0.0)
     operators = graphs(toy_config(), context=CONTEXT, text_tokens=8)["decode"]
     elements = 2 * (64 * 64 + 64 + 2 * (64 * 32 + 32) + 64 * 64 + 3 * 64 * 96 + 2 * 64) + 64 + 288 * 64
     moved = 4 * elements + sum(operator.activation_bytes for operator in operators)
@@ -42,7 +42,7 @@ def test_a_device_bound_by_memory_takes_bytes_over_bandwidth() -> None:
 
 
 def test_a_device_bound_by_arithmetic_takes_operations_over_their_peak() -> None:
-    slow = device(bandwidth_gb_s=1e9, gflops=1.0, operator_us=None)
+    slow = device(bandwidth_gb_s=1e9, gflops=1.0, operator_us=0.0)
     operators = graphs(toy_config(), context=CONTEXT, text_tokens=8)
     found = predict(slow, toy_config())
     for name, value in (("encoder", found.encode_ms), ("prefill", found.prefill_ms), ("decode", found.token_ms)):
@@ -55,7 +55,7 @@ def test_each_operator_costs_its_microseconds() -> None:
     few, many = (predict(device(operator_us=cost), toy_config()) for cost in (0.0, 10.0))
     count = len(graphs(toy_config(), context=CONTEXT, text_tokens=8)["decode"])
     assert many.token_ms - few.token_ms == pytest.approx(count * 10.0 / 1e3)
-    assert predict(device(operator_us=None), toy_config()) == few
+    assert predict(device(operator_us=None), toy_config()) == predict(device(operator_us=OPERATOR_US), toy_config())
 
 
 def test_codes_are_read_as_stored_where_the_runtime_does() -> None:
@@ -92,7 +92,7 @@ def test_a_smaller_model_is_never_slower(name: str, data: st.DataObject) -> None
         head_rank=data.draw(st.sampled_from([None, 8, 32])),
     )
     small = replace(large, vision=vision, text=text)
-    profile = device(name, operator_us=data.draw(st.sampled_from([None, 3.0])))
+    profile = device(name, operator_us=data.draw(st.sampled_from([None, 0.0])))
     for sizes in ({}, None):
         found, whole = (
             predict(profile, each, stored_bytes(each, group("quantize", "int8")) if sizes is None else sizes)
@@ -142,3 +142,33 @@ def test_what_validate_predicts_is_of_the_stored_weights(tmp_path: Path) -> None
     }
     assert predicted(model, {"context": CONTEXT}, group("device", "galaxy-s24")) == {}
     assert predicted(model, {"context": 34}, device())["token_ms"] > 0  # room for two tokens of text
+
+
+def test_the_host_is_measured_once_and_ranks_as_the_roofline_does() -> None:
+    """Three shapes, each several times the next."""
+    base = toy_config()
+    assert base.vision and base.text
+    shapes = [
+        replace(
+            base,
+            vision=replace(base.vision, image_size=32 * scale, widths=(32 * scale, 64 * scale)),
+            text=replace(base.text, num_hidden_layers=2 * scale, intermediate_size=192 * scale),
+        )
+        for scale in (1, 2, 4)
+    ]
+    host = predictor_of(LatencySource.host, group("device", "galaxy-s24"), context=640)
+    roofline = predictor_of(LatencySource.roofline, device(), context=640)
+    assert host and roofline
+    measured = [host.predict(shape, {}) for shape in shapes]
+    for part in ("encode_ms", "prefill_ms", "token_ms"):
+        found = [getattr(latency, part) for latency in measured]
+        expected = [getattr(roofline.predict(shape, {}), part) for shape in shapes]
+        assert 0 < found[0] < found[1] < found[2] and expected == sorted(expected)
+    assert [host.predict(shape, {}) for shape in shapes] == measured
+
+
+def test_the_host_measures_a_text_model() -> None:
+    host = predictor_of(LatencySource.host, device(), context=CONTEXT)
+    assert host
+    found = host.predict(ModelConfig(None, toy_config().text), {})
+    assert found.encode_ms == 0 and found.token_ms > 0 and found.first_token_ms == found.prefill_ms
