@@ -16,6 +16,7 @@ from stages import checks
 from stages.allocate import allocate
 from stages.artifacts import Allocation, Calibration, Checkpoint, Sensitivity
 from stages.calibrate import calibrate
+from stages.models.vlm import ModelConfig
 from stages.quantize import quantize
 from stages.quantizers import knapsack
 from stages.quantizers.choices import Choice
@@ -23,7 +24,7 @@ from stages.quantizers.knapsack import solve
 from stages.schema import Format, Method
 from stages.sensitivity import sensitivity
 from tests.tiny import group, workspace
-from tests.toy import toy_checkpoint
+from tests.toy import narrow_config, toy_checkpoint
 
 CANDIDATES = [
     {"method": "rtn", "format": "affine", "bits": 8, "group_size": 0, "symmetric": True},
@@ -73,13 +74,13 @@ def test_rounded_sizes_keep_the_budget(problem: list[list[tuple[int, float]]], b
 
 
 class Made:
-    """The toy model, measured once; what a budget makes of it for a device."""
+    """The toy model, or another, measured once; what a budget makes of it for a device."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, config: ModelConfig | None = None):
         self.path = path
-        self.checkpoint: Checkpoint = toy_checkpoint(path / "checkpoint", layers=2)
-        config = group("calibrate", "default", samples=8, batch=8)
-        self.calibration: Calibration = calibrate(self.checkpoint, config, workspace(path / "calibrate" / "out"))
+        self.checkpoint: Checkpoint = toy_checkpoint(path / "checkpoint", layers=2, config=config)
+        drawn = group("calibrate", "default", samples=8, batch=8)
+        self.calibration: Calibration = calibrate(self.checkpoint, drawn, workspace(path / "calibrate" / "out"))
         self.config = group("sensitivity", "default", samples=8, batch=8, candidates=CANDIDATES, **RUN)
         out = workspace(path / "sensitivity" / "out")
         self.sensitivity: Sensitivity = sensitivity(self.checkpoint, self.calibration, self.config, out)
@@ -124,6 +125,16 @@ def test_a_budget_is_kept_to_the_byte(made: Made, device: str, bits: float) -> N
     assert stored == told["bytes"] <= bits * made.sensitivity.table()["parameters"] / 8
     exact = made.allocation(device, budget={"bytes": stored})
     assert made.bytes_of(exact, budget={"bytes": stored}) <= stored
+
+
+def test_both_matrices_of_a_head_are_one_group(tmp_path: Path) -> None:
+    """And get bits within a budget, as all others do."""
+    made = Made(tmp_path, narrow_config())
+    found = made.allocation(budget={"bits": 4.0})
+    chosen, told = found.choices(), found.read_json("frontier.json")["chosen"]
+    assert {"text.lm_head.down.weight", "text.lm_head.up.weight"} <= chosen.keys()
+    assert made.bytes_of(found, budget={"bits": 4.0}) == told["bytes"] <= made.sensitivity.table()["parameters"] / 2
+    assert "output head" in made.sensitivity.table()["groups"]
 
 
 def test_a_device_gets_what_it_takes(made: Made) -> None:

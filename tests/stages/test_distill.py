@@ -65,10 +65,11 @@ def test_zeros_of_a_pruned_student_stay(tmp_path: Path) -> None:
             assert not torch.equal(after[name], value)
 
 
-def test_a_smaller_student_of_a_lower_resolution_learns(tmp_path: Path) -> None:
-    """One layer instead of two, half the width, a coarser grid of visual tokens."""
+@pytest.mark.parametrize("text", [{"hidden_size": 32}, {"head_rank": 24}])
+def test_a_smaller_student_of_a_lower_resolution_learns(text: dict[str, int], tmp_path: Path) -> None:
+    """One layer instead of two, a coarser grid of visual tokens, half the width; or a head and rank less."""
     teacher = reader(tmp_path / "teacher")
-    size = shape(num_hidden_layers=1, hidden_size=32, intermediate_size=48, num_attention_heads=1)
+    size = shape(num_hidden_layers=1, intermediate_size=48, num_attention_heads=1, **text)
     vision = dataclasses.replace(size.vision, image_size=16, widths=(16, 32))
     student = reader(tmp_path / "student", seed=1, size=dataclasses.replace(size, vision=vision))
     student.write_json("preprocessing.json", {**student.preprocessing(), "image_size": 16})

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from pipelines.config import load_config
 from pipelines.errors import CheckpointError, ConfigError
-from pipelines.project import find_project
+from pipelines.project import Project, find_project
 from pipelines.workspace import Event, Log, Workspace
 from stages.artifacts import Checkpoint
 from stages.data.image import preprocess
@@ -574,6 +574,20 @@ def test_a_new_checkpoint_is_the_same_every_time_and_replaces_nothing(tmp_path: 
             new_checkpoint(arguments, PROJECT)
         assert part in str(caught.value)
     assert {path.name for path in tmp_path.iterdir()} == {"1", "2", "3", "4"}
+
+
+@pytest.mark.parametrize("layout", ["apple", "transformers", "qwen2"])
+def test_a_head_of_two_matrices_is_in_no_layout_of_others(layout: str, tmp_path: Path) -> None:
+    from omegaconf import OmegaConf
+
+    model = OmegaConf.load(PROJECT.root / "conf/model/fastvlm-tiny.yaml")["model"]
+    text = {"tie_word_embeddings": False, "head_rank": 32}
+    (tmp_path / "conf/model").mkdir(parents=True)
+    OmegaConf.save(OmegaConf.merge(model, {"shape": {"text": text}}), tmp_path / "conf/model/narrow.yaml")
+    project = Project(PROJECT.root, (tmp_path / "conf",))
+    with pytest.raises(ConfigError, match=rf"rank 32; the layout {layout} has no such head\n.*head_rank to null"):
+        new_checkpoint(["narrow", "--layout", layout, "--out", str(tmp_path / "files")], project)
+    assert not (tmp_path / "files").exists()
 
 
 @pytest.mark.parametrize("size", [(128, 128), (300, 190), (97, 411), (40, 30)])

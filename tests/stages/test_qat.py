@@ -24,7 +24,7 @@ from stages.quantizers.palettize import palettize
 from stages.quantizers.qat import STATE, train
 from stages.quantizers.results import Affine, Float, Palette
 from stages.quantizers.rtn import round_to_nearest
-from tests.reader import config, divergence, reader, workspace
+from tests.reader import config, divergence, reader, shape, workspace
 
 CONFIG = config(steps=12, learning_rate=0.02, warmup=3, checkpoint_every=2)
 FORMATS = {
@@ -95,6 +95,19 @@ def test_training_keeps_each_format_and_lowers_the_divergence(kind: str, tmp_pat
             assert int(result.codes.max()) < result.palette.shape[1]
             assert result.vector > 1 or (result.palette.float().diff(dim=1) >= 0).all()
     assert all(torch.equal(value, value.half().float()) for value in floats.values())
+    assert divergence(checkpoint, loaded(checkpoint, after, floats)) < divergence(
+        checkpoint, loaded(checkpoint, before, {})
+    )
+
+
+def test_a_head_of_two_matrices_is_trained_too(tmp_path: Path) -> None:
+    checkpoint = reader(tmp_path / "teacher", size=shape(num_attention_heads=1, head_rank=32))
+    source = ProceduralQuestions(checkpoint, seed=1, batch=2, workers=0)
+    before = quantized(checkpoint, "affine 2")
+    training = dataclasses.replace(CONFIG, checkpoint_every=100)
+    after, floats = train(checkpoint, before, training, workspace(tmp_path), source)
+    for name in ("text.lm_head.down.weight", "text.lm_head.up.weight", "text.layers.0.self_attn.o_proj.weight"):
+        assert not torch.equal(after[name].dense(), before[name].dense())
     assert divergence(checkpoint, loaded(checkpoint, after, floats)) < divergence(
         checkpoint, loaded(checkpoint, before, {})
     )
