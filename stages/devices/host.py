@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from stages.artifacts import DeviceModel
+from stages.devices.latency import Latency
 from stages.devices.operators import graphs
-from stages.devices.predictors import Latency
 from stages.lowering.onnx import lower_onnx
 from stages.models.vlm import ModelConfig
 from stages.quantizers.store import QuantizedStore, StoreWriter

@@ -4,7 +4,7 @@ from typing import Any
 
 from stages.artifacts import QuantizedModel
 from stages.devices.hardware import predictable
-from stages.devices.predictors import TEXT_TOKENS, Roofline
+from stages.devices.roofline import TEXT_TOKENS, Roofline
 from stages.schema import DeviceProfile
 
 

@@ -33,7 +33,7 @@ class Prepacking(Enum):
 @dataclass
 class Budgets:
     """What a bundle may take on a device, null where there is no limit. size_mib: bytes of its model files, in MiB.
-    token_ms, first_token_ms, encode_ms: predicted for the device (stages/devices/predictors.py), in milliseconds: of
+    token_ms, first_token_ms, encode_ms: predicted for the device (stages/devices/roofline.py), in milliseconds: of
     one more token, of an image and the first token of the answer, of the image alone."""
 
     size_mib: float | None
@@ -46,8 +46,8 @@ class Budgets:
 class Hardware:
     """What is publicly known of a device's speed, for predictions; null: not known. Peaks, of which no model reaches
     all: bandwidth_gb_s of memory, in 10^9 bytes; gflops, in 10^9, of the processor that runs the model, in the
-    arithmetic that its runtime uses. operator_us: what each operator takes beside its work; null: what predictors.py
-    assumes."""
+    arithmetic that its runtime uses. operator_us: what each operator takes beside its work; null: what
+    stages/devices/roofline.py assumes."""
 
     bandwidth_gb_s: float | None
     gflops: float | None

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 from pipelines.errors import ConfigError, StageError
 from stages.devices.bytes import stored_bytes
+from stages.devices.latency import Latency
 from stages.devices.operators import graphs, parameter_shapes
-from stages.devices.predictors import ATTAINED, OPERATOR_US, Latency, Roofline, predictor_of
+from stages.devices.predictors import predictor_of
+from stages.devices.roofline import ATTAINED, OPERATOR_US, Roofline
 from stages.evaluation.predicted import predicted
 from stages.models.vlm import ModelConfig, ModuleConfig
 from stages.schema import DeviceProfile
