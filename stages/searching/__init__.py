@@ -1,0 +1,1 @@
+"""Which subnet a device gets: how architectures are proposed, scored, priced and chosen."""

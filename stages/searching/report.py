@@ -1,0 +1,106 @@
+"""What a search came to: trials.jsonl, search.json, frontier.svg, summary.txt and gates.json."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from statistics import fmean
+from typing import Any
+
+from pipelines.workspace import Workspace
+from stages.artifacts import Trials
+from stages.schema import DeviceProfile, SearchConfig
+from stages.schema.search import Sampler
+from stages.searching.costs import Costs
+from stages.searching.hypervolume import hypervolume
+from stages.searching.plot import plot
+from stages.searching.trials import Trial, front, point, write_trials
+from stages.searching.words import described, mebibytes
+
+RATIO = "search.hypervolume_ratio"
+_SHOWN = 12  # points of the frontier in the summary
+
+
+def conclude(
+    trials: Sequence[Trial],
+    costs: Costs,
+    config: SearchConfig,
+    devices: Mapping[str, DeviceProfile],
+    work: Workspace,
+) -> Trials:
+    """Write what was tried to work.out, with figures for MLflow."""
+    result = Trials(work.out)
+    write_trials(result.path / "trials.jsonl", trials)
+    volumes = _volumes(trials)
+    frontier = front(trials)
+    ratio = _ratio(volumes, config.sampler)
+    result.write_json(
+        "search.json",
+        {
+            "sampler": config.sampler.value,
+            "devices": {name: device.title for name, device in devices.items()},
+            "full": asdict(costs.full),
+            "hypervolume": volumes,
+            "ratio": ratio,
+            "frontier": [asdict(trial) for trial in frontier],
+        },
+    )
+    plot(result.path / "frontier.svg", trials, frontier)
+    lines = [*_verdict(volumes, ratio, config), *_rows(frontier)]
+    (result.path / "summary.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    result.write_json("gates.json", {"gates": _gates(ratio, config)})
+    for by, values in volumes.items():
+        work.metric(f"hypervolume.{by}", fmean(values))
+    if ratio is not None:
+        work.metric("hypervolume_ratio", ratio)
+    for line in lines:
+        work.log(line)
+    return result
+
+
+def _volumes(trials: Sequence[Trial]) -> dict[str, list[float]]:
+    """{sampler: the hypervolume of each seed}."""
+    found: dict[str, dict[int, list[Trial]]] = {}
+    for trial in trials:
+        if trial.score.whole:
+            found.setdefault(trial.by, {}).setdefault(trial.seed, []).append(trial)
+    return {by: [hypervolume(map(point, each)) for each in seeds.values()] for by, seeds in found.items()}
+
+
+def _ratio(volumes: Mapping[str, Sequence[float]], sampler: Sampler) -> float | None:
+    """Of the search's mean to random search's; None where there is nothing to compare."""
+    chance = Sampler.random.value
+    if sampler.value == chance or not {sampler.value, chance} <= volumes.keys() or not fmean(volumes[chance]):
+        return None
+    return fmean(volumes[sampler.value]) / fmean(volumes[chance])
+
+
+def _gates(ratio: float | None, config: SearchConfig) -> list[dict[str, Any]]:
+    if ratio is None or config.beat_random is None:
+        return []
+    passed = ratio >= config.beat_random
+    bound = {"value": ratio, "bound": config.beat_random, "kind": "min", "passed": passed}
+    return [{"metric": RATIO, "task": None, **bound}]
+
+
+def _verdict(volumes: Mapping[str, Sequence[float]], ratio: float | None, config: SearchConfig) -> list[str]:
+    lines = []
+    for by, values in volumes.items():
+        each = ", ".join(f"{value:.4f}" for value in values)
+        lines.append(f"hypervolume of {by}: {fmean(values):.4f} ({each})")
+    if ratio is not None:
+        beaten = "beats random search" if ratio > 1 else "does NOT beat random search"
+        lines.append(
+            f"{config.sampler.value} {beaten}: {ratio:.3f} x its hypervolume, at {config.trials} trials a seed"
+        )
+    return lines
+
+
+def _rows(frontier: Sequence[Trial]) -> list[str]:
+    """The frontier's points, or so many of them, evenly by place."""
+    count = min(_SHOWN, len(frontier))
+    shown = [frontier[round(place * (len(frontier) - 1) / max(1, count - 1))] for place in range(count)]
+    lines = [f"the frontier: {len(frontier)} architectures" + (f", {count} of them:" if count < len(frontier) else ":")]
+    for trial in shown:
+        size = mebibytes(max(trial.cost.bytes.values()))
+        shares = f"{trial.cost.byte_share:.2f} x bytes ({size}), {trial.cost.latency_share:.2f} x latency"
+        lines.append(f"  {100 * trial.score.accuracy:5.1f} % right, {shares}: {described(trial.architecture)}")
+    return lines

@@ -1,0 +1,16 @@
+"""shortlist: the best trials that keep a device's budgets, to be recovered."""
+
+from pipelines.workspace import Workspace
+from stages.artifacts import Shortlist, Trials
+from stages.schema import DeviceProfile, ShortlistConfig
+from stages.searching.selection import selected
+
+
+def shortlist(trials: Trials, config: ShortlistConfig, device: DeviceProfile, work: Workspace) -> Shortlist:
+    """The config.candidates most accurate architectures within the device's budgets and the configured shares.
+
+    Raises StageError, with the nearest that there is, where none keeps them.
+    """
+    result = Shortlist(work.out)
+    result.write_json("shortlist.json", {"candidates": selected(trials, config, device)})
+    return result
