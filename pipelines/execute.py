@@ -21,14 +21,27 @@ class Needs:
 
 
 @dataclass(frozen=True)
+class Item:
+    """What makes a task one call of a map. id: of the map; caller: of the stage's process. text: the item, as JSON.
+    folders: whether the call's `out` is kept."""
+
+    id: str
+    caller: str
+    index: int
+    text: str
+    folders: bool
+
+
+@dataclass(frozen=True)
 class Task:
-    """All that a process needs to run one node; it can be pickled.
+    """All that a process needs to run one node, or one call of what a node maps; it can be pickled.
 
     import_roots: folders to import from. schemas: name of the {group: dataclass} mapping, or None. config_group: the
     group of `config`. profiles: of all devices, for a stage that is given them. libraries: {name: version} of those
     that can change the result. inputs: {parameter: artifact folder}. out, scratch: see Workspace. log: the file for
     what the stage prints. metrics: the file that measurements are added to. local: it reads files from outside the
-    store, so it runs on the machine that the build was started on.
+    store, so it runs on the machine that the build was started on. calls: what its stage may map. retries: how often a
+    call is tried again that was lost. item: what a call is for, None for a node's own.
     """
 
     node: str
@@ -47,6 +60,14 @@ class Task:
     metrics: Path
     needs: Needs
     local: bool
+    calls: tuple[str, ...] = ()
+    retries: int = 0
+    item: Item | None = None
+
+    @property
+    def title(self) -> str:
+        """What an error calls it."""
+        return f"{self.node}: item {self.item.index} of {self.run}" if self.item else self.node
 
 
 @dataclass(frozen=True)
@@ -55,6 +76,7 @@ class Outcome:
 
     lost: its process or machine went away, which says nothing of the task: it may be tried again. memory_mib: the most
     that its process held, 0 where that is not known. executed: {module: sha256 of its bytes} of the project's code.
+    result: of one call of a map, as JSON. kind: the error's class, as package.module.NAME, where it is one of ours.
     """
 
     node: str
@@ -65,16 +87,24 @@ class Outcome:
     lost: bool = False
     memory_mib: int = 0
     executed: Mapping[str, str] = field(default_factory=dict)
+    result: str = ""
+    kind: str = ""
 
     @staticmethod
     def of(node: str, seconds: float, error: TapeoutError, tail: str = "", lost: bool = False) -> Outcome:
         """Return the outcome of a task that failed with `error`."""
-        return Outcome(node, seconds, str(error.message) or type(error).__name__, error.hint, tail, lost)
+        text = str(error.message) or type(error).__name__
+        return Outcome(node, seconds, text, error.hint, tail, lost, kind=kind_of(error))
 
     @property
     def passed(self) -> bool:
         """Whether the task ended well: an error always has a text."""
         return not self.error
+
+
+def kind_of(error: TapeoutError) -> str:
+    """Return the name by which an error's class can be found in another process."""
+    return f"{type(error).__module__}.{type(error).__qualname__}"
 
 
 @dataclass(frozen=True)

@@ -1,59 +1,88 @@
-"""What a stage's function is given, by the names of its parameters."""
+"""What a stage's function is given, by the names of its parameters; and what a function is that a stage maps."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib
 import inspect
+import json
+import shutil
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipelines import typed
 from pipelines.errors import StageError
 from pipelines.execute import Task
+from pipelines.mapping import as_json, folder_of, with_empty_out
 from pipelines.workspace import Workspace
 
+Available = Mapping[str, Callable[[Any], Any]]  # {parameter: what gives its value, told the parameter's type}
 
-def invoke(task: Task, work: Workspace) -> None:
-    """Call the stage function with what its parameters ask for."""
-    module, _, name = task.run.rpartition(".")
-    function = getattr(importlib.import_module(module), name, None)
+
+def invoke(task: Task, work: Workspace) -> str:
+    """Call the function of a stage or, for one of its items, of a map. Return an item's result as JSON, else ""."""
+    if task.item is None:
+        call(task.run, available(task, work), lambda parameter: declaration(task, parameter))
+        check_output(task.run, work.out)
+        return ""
+    item = task.item
+    own: Available = {"item": lambda hint: json.loads(item.text), "work": lambda hint: with_empty_out(work)}
+    given = {**available(task, work), **own}
+    result = as_json(task.run, call(task.run, given, lambda parameter: declaration(task, parameter)))
+    if not item.folders:
+        shutil.rmtree(folder_of(task), ignore_errors=True)
+    return result
+
+
+def call(name: str, available: Available, hint: Callable[[str], str]) -> Any:
+    """Call the function `name` with what its parameters ask for. hint: what to do about one that nobody gives."""
+    module, _, attribute = name.rpartition(".")
+    function = getattr(importlib.import_module(module), attribute, None)
     if not callable(function):
-        raise StageError(f"run: {task.run}: module {module} has no function {name}")
+        raise StageError(f"{name}: module {module} has no function {attribute}")
     hints = typing.get_type_hints(function)
     given: dict[str, Any] = {}
     for parameter, declared in inspect.signature(function).parameters.items():
-        if parameter == "work":
-            given[parameter] = work
-        elif parameter == "config":
-            given[parameter] = settings(task)
-        elif parameter == "device":
-            given[parameter] = profile(task, parameter, task.device or {})
-        elif parameter == "devices" and task.profiles is not None:
-            given[parameter] = {name: profile(task, f"devices['{name}']", each) for name, each in task.profiles.items()}
-        elif parameter in task.inputs:
-            kind = artifact_type(hints.get(parameter))
-            given[parameter] = kind(task.inputs[parameter]) if kind else task.inputs[parameter]
+        if parameter in available:
+            given[parameter] = available[parameter](hints.get(parameter))
         elif declared.default is inspect.Parameter.empty:
             raise StageError(
-                f"{task.run} has a parameter '{parameter}', which the pipeline does not give it",
-                hint=f"give stage {task.node} `{declaration(parameter)}`",
+                f"{name} has a parameter '{parameter}', which the pipeline does not give it", hint=hint(parameter)
             )
-    function(**given)
-    check_output(task.run, work.out)
+    return function(**given)
 
 
-def declaration(parameter: str) -> str:
-    """Return what a stage's declaration lacks that is to be given `parameter`."""
-    return "devices: true" if parameter == "devices" else f"needs: {{{parameter}: STAGE}}"
+def available(task: Task, work: Workspace) -> Available:
+    """Return what a stage's function can ask for."""
+    found: dict[str, Callable[[Any], Any]] = {
+        **{parameter: partial(wrapped, path) for parameter, path in task.inputs.items()},
+        "work": lambda hint: work,
+        "config": lambda hint: settings(task),
+        "device": lambda hint: profile(task, "device", task.device or {}),
+    }
+    if task.profiles is not None:
+        profiles = task.profiles
+        found["devices"] = lambda hint: {
+            name: profile(task, f"devices['{name}']", each) for name, each in profiles.items()
+        }
+    return found
 
 
-def artifact_type(hint: Any) -> type | None:
-    """Return the class that an input is wrapped in: of `Calibration | None`, Calibration."""
+def declaration(task: Task, parameter: str) -> str:
+    """Return what to do about a parameter that nobody gives."""
+    if parameter == "item":
+        return "only a function that a stage maps has items: work.map(FUNCTION, ITEMS)"
+    wanted = "devices: true" if parameter == "devices" else f"needs: {{{parameter}: STAGE}}"
+    return f"give stage {task.node} `{wanted}`"
+
+
+def wrapped(path: Path, hint: Any) -> Any:
+    """Return an input as the class that the parameter's type names: for `Calibration | None`, a Calibration."""
     kinds = [each for each in typing.get_args(hint) or (hint,) if isinstance(each, type) and each is not type(None)]
-    return kinds[0] if len(kinds) == 1 else None
+    return kinds[0](path) if len(kinds) == 1 else path
 
 
 def check_output(run: str, out: Path) -> None:

@@ -97,18 +97,26 @@ class Keys:
         for module in node.code:
             self.sources.adopt(module)
             found = {**found, **self.sources.closure(module)}
-        if node.stage.module not in found:
+        for key, name in [("run", node.stage.run), *(("calls", each) for each in node.stage.calls)]:
+            module = name.rpartition(".")[0]
+            self.sources.adopt(module)
+            found = {**found, **self.sources.closure(module)}
+            self.check_function(found, name, f"stage {node.stage.name}: {key}")
+        return found
+
+    def check_function(self, found: Mapping[str, Path], name: str, where: str) -> None:
+        """Raise PlanError where the project's modules `found` have no function `name`."""
+        module, _, function = name.rpartition(".")
+        if module not in found:
             raise PlanError(
-                f"stage {node.stage.name}: run: {node.stage.run}: there is no module {node.stage.module}",
+                f"{where}: {name}: there is no module {module}",
                 hint="it must lie in the project, beside a --config-dir, or be installed",
             )
-        function, names = node.stage.run.rpartition(".")[2], self.sources.names(found[node.stage.module])
+        names = self.sources.names(found[module])
         if function not in names:
             raise PlanError(
-                f"stage {node.stage.name}: run: module {node.stage.module} has no function '{function}'",
-                hint=suggestion(function, names, "it has"),
+                f"{where}: module {module} has no function '{function}'", hint=suggestion(function, names, "it has")
             )
-        return found
 
     def source(self, node: Node, key: str) -> dict[str, str]:
         """Return what an external input is known by: the contents of its files, or its URI."""

@@ -167,9 +167,9 @@ def read_stage(name: str, value: Any, where: str, schemas: str | None = None) ->
             f"{where} is one per device, and asks for the profiles of all devices",
             hint="leave out `per`, or ask for its own device's profile: `device: true`",
         )
-    for name in value.get("calls") or ():
-        if not NAME.fullmatch(name):
-            raise PlanError(f"{where}: calls: {name!r} is no package.module.function")
+    for each in value.get("calls") or ():
+        if not NAME.fullmatch(each):
+            raise PlanError(f"{where}: calls: {each!r} is no package.module.function")
     if value.get("bundle") and not value.get("per"):
         raise PlanError(f"{where} makes bundles, one for each device", hint="give it `per: device`")
     frozen = {key: freeze(each) for key, each in value.items() if each is not None}

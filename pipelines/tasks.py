@@ -48,6 +48,8 @@ def make_task(
         metrics=scratch.parent / "measurements.jsonl",
         needs=needs,
         local=bool(node.stage.sources),
+        calls=node.stage.calls,
+        retries=config.executor.retries,
     )
 
 

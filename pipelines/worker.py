@@ -17,13 +17,16 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from pipelines.errors import TapeoutError
-from pipelines.execute import Outcome, Report, Stale, Task
+from pipelines.execute import Outcome, Report, Stale, Task, kind_of
 from pipelines.files import HINTS, storing
 from pipelines.given import invoke
 from pipelines.loading import EXECUTED, is_stale, load_from_source
+from pipelines.mapping import Caller
 from pipelines.workspace import Event, Log, Metric, Workspace
 
 SENDING = threading.Lock()  # a stage may report from several threads
+TOLD: dict[str, dict[str, str]] = {}  # what the build knows that this process has executed, by the map that it was told
+HERE = str(Path(__file__).parent)
 SHOWN = 12  # lines of a failed node's log
 PR_SET_PDEATHSIG = 1  # Linux: the signal that a process gets when its parent ends
 
@@ -47,7 +50,7 @@ def main() -> None:
             if is_stale():
                 line.send(Stale(task.node))
                 return
-            load_from_source(task.import_roots, [task.run.partition(".")[0]])
+            load_from_source(task.import_roots, {name.partition(".")[0] for name in (task.run, *task.calls)})
             outcome = run(task, line)
             with SENDING:
                 line.send(outcome)
@@ -75,18 +78,21 @@ class Start:
 def run(task: Task, line: Connection) -> Outcome:
     """Run a task with everything that it prints in its log."""
     started = time.monotonic()
-    error = hint = tail = ""
+    error = hint = tail = kind = result = ""
     forget_peak()
     try:
-        log = open(task.log, "w", encoding="utf-8")  # noqa: SIM115 (closed below)
+        if task.item is None:
+            task.log.write_bytes(b"")
+        log = open(task.log, "a", encoding="utf-8")  # noqa: SIM115 (closed below); what a stage maps writes there, too
     except OSError as refused:
         return Outcome(task.node, 0.0, f"{task.log} cannot be written: {refused.strerror}")
     with log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
         try:
-            invoke(task, workspace(task, line))
+            result = invoke(task, workspace(task, line))
         except TapeoutError as found:
+            kind = kind_of(found)
             error, hint, tail = str(found.message) or type(found).__name__, found.hint, log_tail(task.log)
             explain()
         except OSError as found:
@@ -100,14 +106,39 @@ def run(task: Task, line: Connection) -> Outcome:
             explain()
             tail = log_tail(task.log)
         flush()
-    seconds, executed = time.monotonic() - started, {module: sha256 for module, (_, sha256) in EXECUTED.items()}
-    return Outcome(task.node, seconds, error, hint, tail, memory_mib=peak_memory(), executed=executed)
+    return Outcome(
+        task.node,
+        time.monotonic() - started,
+        error,
+        hint,
+        tail,
+        memory_mib=peak_memory(),
+        executed=executed_since(task.item.id if task.item else ""),
+        result=result,
+        kind=kind,
+    )
+
+
+def executed_since(told: str) -> dict[str, str]:
+    """Return {module: sha256 of its bytes} of what this process has executed; of a map, only once while it is that."""
+    found = {module: sha256 for module, (_, sha256) in EXECUTED.items()}
+    if told and TOLD.get(told) == found:
+        return {}
+    TOLD.clear()
+    TOLD[told] = found
+    return found
 
 
 def explain() -> None:
-    """Put the traceback of the error in hand into the node's log. A full disk has no room for it."""
+    """Put the traceback of the error in hand into the node's log, from where the stage's own code begins.
+
+    A full disk has no room for it.
+    """
+    kind, error, frames = sys.exc_info()
+    while frames is not None and frames.tb_next and frames.tb_frame.f_code.co_filename.startswith(HERE):
+        frames = frames.tb_next
     with contextlib.suppress(OSError):
-        traceback.print_exc()
+        traceback.print_exception(kind, error, frames)
 
 
 def flush() -> None:
@@ -157,10 +188,13 @@ def workspace(task: Task, line: Connection) -> Workspace:
                     file.write(json.dumps(dataclasses.asdict(event)) + "\n")
         elif time.monotonic() - last > 0.1 or event.done >= event.total > 0:
             last = time.monotonic()
-            with SENDING:
-                line.send(Report(task.node, event))
+            tell(Report(task.node, event))
 
-    return Workspace(task.out, task.scratch, send)
+    def tell(message: object) -> None:
+        with SENDING:
+            line.send(message)
+
+    return Workspace(task.out, task.scratch, send, Caller(task, tell, line.recv))
 
 
 def leave_with_parent(parent: int, patience: float = 0.0) -> None:
