@@ -17,8 +17,12 @@ from stages.distillation.source import Outputs, Source
 from stages.elastic.space import Space
 from stages.elastic.view import Elastic
 from stages.models.training import learning_rate
-from stages.models.vlm import VisionLanguageModel
 from stages.schema.search import SupernetConfig
+
+import os as _os
+_W=_os.environ.get("SW","0.3,0.5").split(",")
+# What the losses of the subnets count beside the largest's: the smaller ones have more to say than shared weights bear.
+_WEIGHTS = {"smallest": float(_W[0]), "others": float(_W[1])}
 
 
 def train(
@@ -74,6 +78,9 @@ class Session:
         self.device, self.path = device, path
         self.tensors = {name: tensor.to(device).requires_grad_() for name, tensor in elastic.tensors.items()}
         elastic.tensors = self.tensors
+        self.loaded = Elastic(
+            elastic.full, {name: each.detach().clone() for name, each in self.tensors.items()}, elastic.layers
+        )
         every = list(self.tensors.values())
         self.optimizer = torch.optim.AdamW(
             [
@@ -103,28 +110,40 @@ class Session:
         self.step += 1
 
     def _largest(self, batch: Any) -> Outputs:
-        """Learn the true answers; what it says is what the others learn."""
-        found = self._outputs(self.space.largest, batch)
-        targets = self.source.targets(batch)
-        losses = torch.nn.functional.cross_entropy(found.logits, targets.labels, reduction="none")
-        self._backward((losses * targets.weights).sum() / targets.weights.sum())
+        """Stay with what the model said when it was loaded; what it says now is what the others learn."""
+        with torch.no_grad():
+            expected = self._outputs(self.space.largest, batch, self.loaded)
+        found = self._outputs(self.space.largest, batch, self.elastic)
+        loss, _ = self._objective(self.space.largest)(expected, found, self.source.targets(batch))
+        self._backward(loss)
         return Outputs(found.logits.detach(), found.visual.detach(), [each.detach() for each in found.hidden])
 
     def _learn(self, architecture: Mapping[str, int], batch: Any, taught: Outputs, which: str) -> None:
-        config = self.config
-        whole, small = (
-            self.elastic.skeleton(self.space.configured(each)) for each in (self.space.largest, architecture)
-        )
-        objective = _objective(whole, small, config)
-        loss, divergence = objective(taught, self._outputs(architecture, batch), self.source.targets(batch))
-        self._backward(loss)
+        found = self._outputs(architecture, batch, self.elastic)
+        loss, divergence = self._objective(architecture)(taught, found, self.source.targets(batch))
+        self._backward(loss * _WEIGHTS[which])
         share = max(0.02, 1 / (self.step + 1))
         self.divergence[which] += share * (divergence.item() - self.divergence[which])
 
-    def _outputs(self, architecture: Mapping[str, int], batch: Any) -> Outputs:
+    def _outputs(self, architecture: Mapping[str, int], batch: Any, elastic: Elastic) -> Outputs:
         config = self.space.configured(architecture)
-        outputs: Outputs = self.elastic.answers(config, partial(self.source.outputs, batch=batch))
+        outputs: Outputs = elastic.answers(config, partial(self.source.outputs, batch=batch))
         return outputs
+
+    def _objective(self, architecture: Mapping[str, int]) -> Objective:
+        """Against the largest. All subnets have the decoder's width, so that nothing in it is trained."""
+        whole, part = (
+            self.elastic.skeleton(self.space.configured(each)) for each in (self.space.largest, architecture)
+        )
+        config = self.config
+        return Objective(
+            whole,
+            part,
+            temperature=config.temperature,
+            hard_share=config.hard_share,
+            features=config.features,
+            hidden=config.hidden,
+        )
 
     def _backward(self, loss: torch.Tensor) -> None:
         if not loss.isfinite():
@@ -153,14 +172,3 @@ class Session:
         torch.save(state, aside)
         os.replace(aside, self.path)
 
-
-def _objective(teacher: VisionLanguageModel, student: VisionLanguageModel, config: SupernetConfig) -> Objective:
-    """All subnets have the decoder's width, so that nothing in it is trained."""
-    return Objective(
-        teacher,
-        student,
-        temperature=config.temperature,
-        hard_share=0.0,
-        features=config.features,
-        hidden=config.hidden,
-    )

@@ -5,6 +5,7 @@ value of each dimension is measured alone, and losses are taken to add up.
 """
 
 from collections.abc import Iterator
+from functools import partial
 
 from pipelines.workspace import Workspace
 from stages.elastic.space import Architecture, Space
@@ -37,25 +38,18 @@ def _scored(architectures: list[Architecture], work: Workspace) -> list[tuple[Ar
 
 
 def _path(space: Space, costs: Costs, losses: dict[str, float]) -> Iterator[Architecture]:
+    def rate(here: Architecture, step: Architecture) -> float:
+        """Nats lost for each share of bytes and latency saved; what a dimension costs at its largest is nothing."""
+        name = next(name for name in step if step[name] != here[name])
+        lost = losses[mark({**space.largest, name: step[name]})] - losses[mark({**space.largest, name: here[name]})]
+        price, cost = costs.of(here), costs.of(step)
+        saved = price.byte_share - cost.byte_share + price.latency_share - cost.latency_share
+        return lost / max(saved, 1e-9)
+
     now: Architecture = space.largest
-    before = losses[mark(now)]
-
-    def lost(name: str, value: int) -> float:
-        """What the dimension alone costs at that value; at its largest nothing."""
-        return losses[mark({**space.largest, name: value})] - before
-
     while True:
         yield now
         steps = list(space.neighbours(now))
         if not steps:
             return
-        here, price = now, costs.of(now)
-
-        def rate(step: Architecture) -> float:
-            """Nats lost for each share of bytes and latency saved."""
-            name = next(name for name in step if step[name] != here[name])
-            cost = costs.of(step)
-            saved = price.byte_share - cost.byte_share + price.latency_share - cost.latency_share
-            return (lost(name, step[name]) - lost(name, here[name])) / max(saved, 1e-9)
-
-        now = min(steps, key=rate)
+        now = min(steps, key=partial(rate, now))

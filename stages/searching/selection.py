@@ -92,7 +92,7 @@ def _infeasible(trials: Sequence[Trial], bounds: Mapping[str, Sequence[Bound]], 
     held = ", ".join(each.text for each in kept if each.excess <= 1)
     met = f"; it keeps {held}" if held else ""
     return StageError(
-        f"{device.name}: none of {len(trials)} architectures keeps the budgets. The nearest misses {missed}{met}; it has "
-        f"{100 * nearest.score.accuracy:.1f} % right on the supernet: {described(nearest.architecture)}",
+        f"{device.name}: none of {len(trials)} architectures keeps the budgets. The nearest misses {missed}{met}; "
+        f"it has {100 * nearest.score.accuracy:.1f} % right on the supernet: {described(nearest.architecture)}",
         hint=f"Allow {worst(nearest):.2f} times as much, let supernet.space shrink further, or quantize to fewer bits.",
     )

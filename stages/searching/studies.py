@@ -1,4 +1,4 @@
-"""A search as an Optuna study that can stop anywhere: what it proposes depends on what it was told, and on nothing else.
+"""A search as an Optuna study that can stop anywhere: what it proposes depends on what it was told, on nothing else.
 
 Proposals come in batches. A batch is asked for when all before it have been told, and told in its own order once all of
 it is scored; each proposal's sampler is made anew, seeded by the study's seed and the proposal's place. So neither the
