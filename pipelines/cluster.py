@@ -73,7 +73,8 @@ class RayExecutor:
         if importlib.util.find_spec("ray") is None:
             raise ConfigError("executor=ray needs Ray, which is not installed", hint="pip install 'tapeout[ray]'")
         stages = config.pipeline.stages.values()
-        runs = [stage.run for stage in stages] + ([config.pipeline.schemas] if config.pipeline.schemas else [])
+        runs = [name for stage in stages for name in (stage.run, *stage.calls)]
+        runs += [config.pipeline.schemas] if config.pipeline.schemas else []
         runs += [f"{module}.*" for stage in stages for module in code_of(config, stage)]
         reads = [pattern for stage in stages for pattern in stage.reads]
         self.project = project

@@ -23,12 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError, RuntimeEnvSetupError
+from ray.exceptions import RayError
 
 from pipelines.cluster import SHARED, STARTING, Refused, Setup, Size
 from pipelines.digests import Digests
-from pipelines.errors import StageError, TapeoutError, WorkerError
+from pipelines.errors import StageError, TapeoutError
 from pipelines.execute import Outcome, Report, Task
+from pipelines.ray_items import failure
 from pipelines.ray_worker import Begun, Errand, Returned, run_errand
 from pipelines.transport import Remote, pack_code, remote_settings
 from pipelines.tree import read_tree
@@ -283,22 +284,6 @@ class Driver:
             hint="add a larger machine to the cluster, or change the stage's `resources`",
         )
         self.line.send(Outcome.of(task.node, 0.0, error))
-
-
-def failure(task: Task, seconds: float, error: RayError) -> Outcome:
-    """Return the outcome of a call that Ray could not bring to its end. Most such are the loss of a machine."""
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    if isinstance(error, RayTaskError):  # our own code on the worker's side, or its import
-        last = str(error).strip().splitlines()[-1]
-        return Outcome.of(task.node, seconds, StageError(f"{task.node} could not be run on the cluster: {last}"))
-    if isinstance(error, RuntimeEnvSetupError):
-        text = " ".join(str(error).split())[:300]
-        return Outcome.of(task.node, seconds, StageError(f"{task.node}: the code could not be sent: {text}"))
-    lost = WorkerError(
-        f"{task.node}: its Ray worker was lost: {text[:200]}",
-        hint="if memory ran out: say what the stage takes, resources: {memory_mib: N}",
-    )
-    return Outcome.of(task.node, seconds, lost, log_tail(task.log), lost=True)
 
 
 if __name__ == "__main__":

@@ -131,7 +131,7 @@ class LocalExecutor:
             self.items.begin(piece)
             self._place(piece.task, piece)
 
-    def _answer(self) -> None:
+    def answer(self) -> None:
         """Send stages that wait what has come of their items."""
         for node, answers in self.items.answers():
             for worker in self.workers:
@@ -156,7 +156,7 @@ class LocalExecutor:
                     found += self._receive(worker)
                 elif worker.process.poll() is not None:
                     found += self._lost(worker)
-            self._answer()
+            self.answer()
             self._start_pieces()
             if self.calls and self.items.next():
                 self._mapped = False  # there is no room: it waits itself
@@ -210,7 +210,7 @@ class LocalExecutor:
             self._mapped = True
             self.items.take(task, message)
             if isinstance(message, Cancel):
-                self._release(lambda each: each.piece is not None and each.piece.id == message.id)
+                self.release(lambda each: each.piece is not None and each.piece.id == message.id)
             return []
         if not isinstance(message, Outcome):
             return [message]
@@ -223,10 +223,10 @@ class LocalExecutor:
             self._mapped = True
             self.items.end(piece, outcome)
             return []
-        self._release(lambda each: each.served == outcome.node)
+        self.release(lambda each: each.served == outcome.node)
         return [self.items.conclude(outcome)]
 
-    def _release(self, ends: Callable[[Worker], bool]) -> None:
+    def release(self, ends: Callable[[Worker], bool]) -> None:
         """End the processes that are of no use any more. They work on items or are idle, and keep nothing."""
         for worker in [worker for worker in self.workers if ends(worker)]:
             self._end(worker)

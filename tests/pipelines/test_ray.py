@@ -4,52 +4,18 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-import uuid
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.pipelines.toy import NODES, Result, Toy, add_dvc, environment, make_toy
+from tests.pipelines.machines import CONFIG, add_node, in_thread, until, with_remote, words
+from tests.pipelines.toy import NODES, Toy, environment, make_toy
 
 pytest.importorskip("ray", reason="executor=ray needs the extra 'ray'")
 
-MIB = 1 << 20
-CONFIG = "kind: ray\naddress: null\nlocal_nodes: 2\nstore: shared\nretries: 2\n"
 MARK = "TAPEOUT_TEST_MARK"
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Two nodes of two cores and 1 GiB each."""
-    from ray.cluster_utils import Cluster
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_TMPDIR", f"/tmp/tapeout-test-{uuid.uuid4().hex[:8]}")
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        Path(os.environ["RAY_TMPDIR"], "ray").mkdir(parents=True)
-        cluster = Cluster()
-        for _ in range(2):
-            add_node(cluster)
-        cluster.wait_for_nodes()
-        yield cluster
-        cluster.shutdown()
-        subprocess.run(["rm", "-rf", os.environ["RAY_TMPDIR"]], check=False)
-
-
-def add_node(cluster: Any) -> Any:
-    return cluster.add_node(
-        wait=False,
-        num_cpus=2,
-        memory=1024 * MIB,
-        object_store_memory=80 * MIB,
-        include_dashboard=False,
-        include_log_monitor=False,
-        no_monitor=True,
-    )
 
 
 @pytest.fixture
@@ -57,10 +23,6 @@ def toy(tmp_path: Path) -> Toy:
     project = make_toy(tmp_path / "toy")
     project.write("conf/executor/ray.yaml", CONFIG)
     return project
-
-
-def words(cluster: Any, *more: str) -> list[str]:
-    return ["executor=ray", f"executor.address={cluster.address}", *more]
 
 
 def test_two_nodes_give_the_same_bytes_and_records(cluster: Any, toy: Toy, built: Toy) -> None:
@@ -213,20 +175,6 @@ def convert(model: Folder, device, work):
 """
 
 
-def in_thread(run: Callable[[], Result]) -> tuple[threading.Thread, list[Result]]:
-    results: list[Result] = []
-    thread = threading.Thread(target=lambda: results.append(run()), daemon=True)
-    thread.start()
-    return thread, results
-
-
-def until(true: Callable[[], bool], what: str, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, f"waited for {what}"
-        time.sleep(0.05)
-
-
 def test_a_machine_that_is_lost_in_mid_build_changes_no_byte(cluster: Any, toy: Toy, tmp_path: Path) -> None:
     toy.write("toystages/convert.py", MEETING)
     toy.edit("conf/pipeline/main.yaml", "{run: toystages.convert", "{resources: {cpus: 2}, run: toystages.convert")
@@ -254,18 +202,6 @@ def test_a_machine_that_is_lost_in_mid_build_changes_no_byte(cluster: Any, toy: 
     local.write("toystages/marks/go", "")
     assert local.build("device=[phone,watch]").status == 0
     assert toy.files() == local.files()
-
-
-def with_remote(toy: Toy, depot: Path) -> None:
-    """Give the toy a DVC remote, and stages that will not read the project's folder."""
-    add_dvc(toy)
-    toy.write(".dvc/config", f"[core]\n    analytics = false\n['remote \"depot\"']\n    url = {depot}\n")
-    toy.edit(
-        "toystages/folder.py",
-        "        self.path = path\n",
-        f"        self.path = path\n        for each in (str(path), __file__):\n"
-        f"            assert not each.startswith({str(toy.root)!r}), each\n",
-    )
 
 
 def test_through_a_dvc_remote_nothing_is_shared(cluster: Any, toy: Toy, built: Toy, tmp_path: Path) -> None:
