@@ -49,6 +49,14 @@ class Model(Artifact):
 
         return ModelConfig.from_dict(self.read_json("config.json"))
 
+    def preprocessing(self) -> dict[str, Any]:
+        return dict(self.read_json("preprocessing.json"))
+
+    def tokenizer(self) -> "Tokenizer":
+        from tokenizers import Tokenizer
+
+        return Tokenizer.from_file(str(self.path / "tokenizer.json"))
+
     def copy_description(self, out: Path) -> None:
         """Copy all that is not weights into folder out."""
         shutil.copyfile(self.path / "config.json", out / "config.json")
@@ -73,14 +81,6 @@ class Checkpoint(Model):
     @property
     def weights(self) -> Path:
         return self.path / "model.safetensors"
-
-    def preprocessing(self) -> dict[str, Any]:
-        return dict(self.read_json("preprocessing.json"))
-
-    def tokenizer(self) -> "Tokenizer":
-        from tokenizers import Tokenizer
-
-        return Tokenizer.from_file(str(self.path / "tokenizer.json"))
 
     @contextmanager
     def tensors(self) -> Iterator[Mapping[str, "torch.Tensor"]]:

@@ -160,9 +160,10 @@ def _decoder_units(full: ModelConfig) -> Iterator[Units]:
                 Axis(f"{at}.{each}.bias", (groups, text.head_dim), 0),
             )
         ]
-        yield Units(f"{at}.groups", groups, (*queries, *keys))
         for group in range(groups if split[1] > 1 else 0):
             yield Units(f"{at}.group.{group}", split[1], tuple(_within(axis, group, split) for axis in queries))
+        # behind them, whose places are those before the groups move
+        yield Units(f"{at}.groups", groups, (*queries, *keys))
 
 
 def _within(axis: Axis, group: int, split: tuple[int, ...]) -> Axis:

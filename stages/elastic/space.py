@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from math import prod
+from math import lcm, prod
 from random import Random
 from typing import Any
 
@@ -16,7 +16,7 @@ Architecture = Mapping[str, int]  # {dimension: its value}; JSON can hold it
 
 @dataclass(frozen=True)
 class Dimension:
-    """values: from the largest, the model's own, down."""
+    """values: from the largest model's, its own, down: of a stride, up."""
 
     name: str
     values: tuple[int, ...]
@@ -81,8 +81,8 @@ class Space:
         strides = list(vision.strides)
         strides[-1] = (strides[-1][0], found.get("tower_stride", strides[-1][1]))
         groups = found.get("kv_heads", text.num_key_value_heads)
+        rank = found.get("head_rank")
         each = found.get("group_heads", text.num_attention_heads // text.num_key_value_heads)
-        rank = found.get("head_rank", text.hidden_size)
         return replace(
             self.full,
             vision=replace(
@@ -100,7 +100,7 @@ class Space:
                 num_key_value_heads=groups,
                 num_attention_heads=groups * each,
                 head_dim=text.head_dim,
-                head_rank=None if rank == text.hidden_size else rank,
+                head_rank=text.head_rank if rank in (None, text.hidden_size) else rank,
             ),
         )
 
@@ -118,7 +118,7 @@ def _values(full: ModelConfig, config: SpaceConfig) -> Iterator[tuple[str, tuple
     assert vision is not None and text is not None
     yield "depth", _shares(text.num_hidden_layers, config.decoder_depth)
     yield "ffn", _shares(text.intermediate_size, config.decoder_ffn, config.multiple)
-    yield "kv_heads", _divisors(text.num_key_value_heads, config.kv_heads)
+    yield "kv_heads", _shares(text.num_key_value_heads, config.kv_heads)
     yield "group_heads", _shares(text.num_attention_heads // text.num_key_value_heads, config.group_heads)
     if not text.tie_word_embeddings and text.head_rank is None:
         yield "head_rank", _shares(text.hidden_size, config.head_rank, config.multiple)
@@ -126,9 +126,9 @@ def _values(full: ModelConfig, config: SpaceConfig) -> Iterator[tuple[str, tuple
         yield f"tower_depth_{index}", _shares(depth, config.tower_depth)
     yield "tower_width", _widths(vision, config)
     yield "tower_ffn", _ratios(vision, config)
-    yield "image_size", _shares(vision.image_size, config.resolution, _pixels(vision))
-    columns = vision.strides[-1][1]
-    yield "tower_stride", tuple(dict.fromkeys(columns * round(1 / share) for share in config.visual_tokens))
+    strides = _strides(vision, config)
+    yield "image_size", _shares(vision.image_size, config.resolution, _pixels(vision, strides[-1]))
+    yield "tower_stride", strides
 
 
 def _shares(full: int, shares: list[float], multiple: int = 1) -> tuple[int, ...]:
@@ -137,18 +137,15 @@ def _shares(full: int, shares: list[float], multiple: int = 1) -> tuple[int, ...
     return tuple(sorted({full, *(each for each in near if each <= full)}, reverse=True))
 
 
-def _divisors(full: int, shares: list[float]) -> tuple[int, ...]:
-    return _shares(full, shares)
-
-
 def _widths(vision: Any, config: SpaceConfig) -> tuple[int, ...]:
-    """Of the last stage; the others keep their proportion, so that each share must leave whole widths everywhere, heads
-    whole where a stage attends, and 16 channels for each of squeeze-and-excitation's."""
+    """Of the last stage; the others keep their proportion, so that each share must leave whole widths everywhere, also
+    inside the feed-forward parts, heads whole where a stage attends, and 16 channels for each of
+    squeeze-and-excitation's."""
     last = vision.widths[-1]
     attends = [width for width, mixer in zip(vision.widths, vision.mixers, strict=True) if mixer == "attention"]
 
     def fits(share: float) -> bool:
-        whole = all(_is_whole(width * share) for width in vision.widths)
+        whole = all(_is_whole(width * share * ratio) for width in vision.widths for ratio in (1, vision.mlp_ratio))
         heads = all(_is_whole(width * share / vision.head_dim) for width in attends)
         return whole and heads and _is_whole(last * share * vision.expansion / 16)
 
@@ -163,17 +160,23 @@ def _ratios(vision: Any, config: SpaceConfig) -> tuple[int, ...]:
     found = {round(vision.mlp_ratio * last)}
     for share in config.tower_ffn:
         ratio = max(0.5, round(2 * vision.mlp_ratio * share) / 2)
-        if ratio < vision.mlp_ratio and all(_is_whole(width * ratio) for width in narrow):
+        if share < 1 and ratio < vision.mlp_ratio and all(_is_whole(width * ratio) for width in narrow):
             found.add(round(ratio * last))
     return tuple(sorted(found, reverse=True))
 
 
-def _pixels(vision: Any) -> int:
-    """What the side of an image must be a multiple of: the stem's stride of 4 times those of the stages, with the last
-    columns' doubled."""
-    rows = 4 * prod(stride[0] for stride in vision.strides[1:])
-    columns = 4 * prod(stride[1] for stride in vision.strides[1:])
-    return rows * columns // min(rows, columns) if max(rows, columns) % min(rows, columns) == 0 else rows * columns
+def _strides(vision: Any, config: SpaceConfig) -> tuple[int, ...]:
+    """Of the last stage's columns, which it has a whole number of at the full image."""
+    own = vision.strides[-1][1]
+    found = {own, *(own * round(1 / share) for share in config.visual_tokens)}
+    return tuple(sorted(each for each in found if each == own or vision.image_size % _pixels(vision, each) == 0))
+
+
+def _pixels(vision: Any, columns: int) -> int:
+    """What the side of an image must be a multiple of: the stem's stride of 4 times those of the stages, in rows and in
+    columns, of which the last stage's are `columns`."""
+    strides = [*vision.strides[1:-1], (vision.strides[-1][0], columns)]
+    return lcm(*(4 * prod(each) for each in zip(*strides, strict=True)))
 
 
 def _is_whole(value: float) -> bool:

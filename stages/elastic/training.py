@@ -20,7 +20,8 @@ from stages.models.training import learning_rate
 from stages.schema.search import SupernetConfig
 
 import os as _os
-_W=_os.environ.get("SW","0.3,0.5").split(",")
+
+_W = _os.environ.get("SW", "0.3,0.5").split(",")
 # What the losses of the subnets count beside the largest's: the smaller ones have more to say than shared weights bear.
 _WEIGHTS = {"smallest": float(_W[0]), "others": float(_W[1])}
 
@@ -171,4 +172,3 @@ class Session:
         aside = self.path.with_suffix(".partial")
         torch.save(state, aside)
         os.replace(aside, self.path)
-

@@ -30,10 +30,8 @@ def summary(ranking: Mapping[str, Any]) -> list[str]:
     for row in ranking["candidates"]:
         chosen = "chosen" if row["place"] == ranking["chosen"] else "      "
         before, after = row["score"]["accuracy"], row["recovered"]["accuracy"]
-        sizes = f"{row['byte_share']:.2f} x bytes"
-        sizes += f", {row['latency_share']:.2f} x latency" if row["latency_share"] is not None else ""
-        text = f"{chosen} {100 * after:5.1f} % right ({100 * before:.1f} % in the supernet), {sizes}"
-        lines.append(f"{text}: {described(row['architecture'])}")
+        text = f"{chosen} {100 * after:5.1f} % right ({100 * before:.1f} % in the supernet)"
+        lines.append(f"{text}, {row['parameters'] / 1e6:.2f} M parameters: {described(row['architecture'])}")
     if ranking["tau"] is not None:
         lines.append(f"Kendall's tau of supernet and recovered accuracy: {ranking['tau']:.2f}")
     return lines

@@ -33,8 +33,8 @@ class Bound:
 
 
 def selected(trials: Trials, config: ShortlistConfig, device: DeviceProfile) -> list[dict[str, Any]]:
-    """Candidates, the most accurate first: architecture, score, parameters, bytes, latency, byte_share and
-    latency_share (null where none is known), all on this device. Raises StageError where nothing fits."""
+    """Candidates, the most accurate first: architecture, score and parameters. Nothing else is said of them, so that
+    devices which get the same share what comes of them. Raises StageError where nothing fits."""
     full = Cost(**trials.search()["full"])
     found: dict[str, Trial] = {}
     for trial in trials.trials():
@@ -46,7 +46,10 @@ def selected(trials: Trials, config: ShortlistConfig, device: DeviceProfile) -> 
     if not fitting:
         raise _infeasible(every, bounds, device)
     fitting.sort(key=lambda trial: (-trial.score.accuracy, trial.score.loss, trial.cost.bytes[device.name]))
-    return [_candidate(trial, full, device.name) for trial in fitting[: config.candidates]]
+    return [
+        {"architecture": dict(each.architecture), "score": asdict(each.score), "parameters": each.cost.parameters}
+        for each in fitting[: config.candidates]
+    ]
 
 
 def bounds_of(cost: Cost, full: Cost, config: ShortlistConfig, device: DeviceProfile) -> list[Bound]:
@@ -65,19 +68,6 @@ def bounds_of(cost: Cost, full: Cost, config: ShortlistConfig, device: DevicePro
             if (most := getattr(budgets, each)) is not None:
                 found.append(Bound(f"device.{name}.budgets.{each}", latency[each], most))
     return found
-
-
-def _candidate(trial: Trial, full: Cost, device: str) -> dict[str, Any]:
-    latency = trial.cost.latency.get(device)
-    return {
-        "architecture": dict(trial.architecture),
-        "score": asdict(trial.score),
-        "parameters": trial.cost.parameters,
-        "bytes": trial.cost.bytes[device],
-        "latency": latency,
-        "byte_share": trial.cost.bytes[device] / full.bytes[device],
-        "latency_share": latency["answer_ms"] / full.latency[device]["answer_ms"] if latency else None,
-    }
 
 
 def _infeasible(trials: Sequence[Trial], bounds: Mapping[str, Sequence[Bound]], device: DeviceProfile) -> StageError:
