@@ -27,7 +27,7 @@ class Run:
     """One walk over the plan. An error fails the node that it is about; only one of the disk ends the walk.
 
     digests: {node: digest of its artifact} of what has ended well. pending: what is to run
-    and has not started. tries: how often a node has been started."""
+    and has not started. tries: how often a node has been started. waits: for a node with the same key that runs."""
 
     project: Project
     config: Config
@@ -41,6 +41,7 @@ class Run:
     pending: list[Node] = field(default_factory=list)
     tasks: dict[str, Running] = field(default_factory=dict)
     tries: Counter[str] = field(default_factory=Counter)
+    waits: set[str] = field(default_factory=set)
     publisher: publish.Publisher | None = None
 
     def __post_init__(self) -> None:
@@ -100,19 +101,20 @@ class Run:
             executor = self.executor  # one that cannot be made is no node's fault
             for node in list(self.pending):
                 try:
-                    running = self.prepare(node) if not self.stopped_by and self.has_room(node) else None
+                    if self.stopped_by or not self.has_room(node) or self.is_made(node):
+                        continue
+                    running = self.prepare(node)
                 except UnwritableError:
                     raise
                 except TapeoutError as error:
                     self.pending.remove(node)
                     self.fail(node, Outcome.of(node.name, 0.0, error))
                     continue
-                if running is not None:
-                    self.pending.remove(node)
-                    self.tasks[node.name] = running
-                    self.tries[node.name] += 1
-                    executor.submit(running.task)
-                    self.display.started(node, running.why)
+                self.pending.remove(node)
+                self.tasks[node.name] = running
+                self.tries[node.name] += 1
+                executor.submit(running.task)
+                self.display.started(node, running.why)
             if not self.tasks:
                 return
             for message in executor.wait():
@@ -122,6 +124,20 @@ class Run:
                     self.display.progress(message)
             if once:
                 return
+
+    def is_made(self, node: Node) -> bool:
+        """Say whether another node makes this one's result, or has just made it: two devices may turn out to need the
+        same only when what they need is there. Its result is then taken as any that is known."""
+        key = self.checkout.key_of(self.ingredients(node))
+        if any(key == self.checkout.key_of(each.ingredients) for each in self.tasks.values()):
+            self.waits.add(node.name)
+            return True
+        if node.name in self.waits:
+            self.waits.discard(node.name)
+            self.pending.remove(node)
+            self.enter(node)
+            return True
+        return False
 
     def has_room(self, node: Node) -> bool:
         """Say whether a node can start now. One that was lost waits until nothing else takes the machine's memory."""

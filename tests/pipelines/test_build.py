@@ -115,6 +115,35 @@ def test_devices_that_differ_do_not_share_a_node(built: Toy) -> None:
     ]
 
 
+def test_what_turns_out_to_be_the_same_for_two_devices_is_made_once(toy: Toy) -> None:
+    """The checks differ, and so do the nodes; what comes of them is equal."""
+    toy.write(
+        "toystages/twins.py",
+        """
+import time
+
+def check(checkpoint, device, work):
+    (work.out / "found").write_text("same")
+
+def work_hard(found, work):
+    time.sleep(1.0)
+    (work.out / "made").write_text(str(time.time_ns()))
+""",
+    )
+    toy.write(
+        "conf/pipeline/twins.yaml",
+        """
+schemas: toystages.schema.SCHEMAS
+stages:
+  load: {run: toystages.load.load, config: model, sources: {path: ["*.txt"]}, libraries: [numpy]}
+  check: {run: toystages.twins.check, needs: {checkpoint: load}, per: device, device: true}
+  hard: {run: toystages.twins.work_hard, needs: {found: check}, per: device}
+""",
+    )
+    result = toy.build("pipeline=twins", "executor.jobs=4")
+    assert {result.nodes["hard-phone"], result.nodes["hard-tablet"]} == {"built", "cached"}, result.err
+
+
 def test_the_same_bytes_in_another_folder_by_another_user(built: Toy, tmp_path: Path) -> None:
     other = make_toy(tmp_path / "elsewhere" / "deep")
     home = tmp_path / "home"
