@@ -232,7 +232,7 @@ def supernet(config: SupernetConfig, device: DeviceProfile | None = None) -> Non
     for key in ("batch", "warmup", "importance_batches", "threads", "log_every", "checkpoint_every"):
         if getattr(config, key) < 1:
             raise ConfigError(f"supernet.{key} is {getattr(config, key)}", hint="expected 1 or more")
-    for key in ("steps", "random", "weight_decay", "features", "hidden"):
+    for key in ("steps", "random", "smallest_weight", "random_weight", "weight_decay", "features", "hidden"):
         if not getattr(config, key) >= 0:
             raise ConfigError(f"supernet.{key} is {getattr(config, key)}", hint="expected 0 or more")
     for key in ("learning_rate", "temperature"):

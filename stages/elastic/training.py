@@ -19,12 +19,6 @@ from stages.elastic.view import Elastic
 from stages.models.training import learning_rate
 from stages.schema.search import SupernetConfig
 
-import os as _os
-
-_W = _os.environ.get("SW", "0.3,0.5").split(",")
-# What the losses of the subnets count beside the largest's: the smaller ones have more to say than shared weights bear.
-_WEIGHTS = {"smallest": float(_W[0]), "others": float(_W[1])}
-
 
 def train(
     elastic: Elastic, space: Space, source: Source, config: SupernetConfig, work: Workspace, state: str = "supernet.pt"
@@ -122,7 +116,7 @@ class Session:
     def _learn(self, architecture: Mapping[str, int], batch: Any, taught: Outputs, which: str) -> None:
         found = self._outputs(architecture, batch, self.elastic)
         loss, divergence = self._objective(architecture)(taught, found, self.source.targets(batch))
-        self._backward(loss * _WEIGHTS[which])
+        self._backward(loss * (self.config.smallest_weight if which == "smallest" else self.config.random_weight))
         share = max(0.02, 1 / (self.step + 1))
         self.divergence[which] += share * (divergence.item() - self.divergence[which])
 

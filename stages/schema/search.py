@@ -66,15 +66,18 @@ class SupernetConfig:
     rule, arXiv:1903.05134), on `batch` images with four questions each, drawn by `seed`.
 
     steps: 0 sorts the model's channels by importance, and trains nothing. importance_batches: on which they are sorted.
-    learning_rate is the peak, after `warmup` steps. hard_share: of the true answers in the largest's loss, the rest
-    being those of the model as it was loaded; the others learn from the largest. temperature, features, hidden: as of
-    DistillConfig. threads: of torch, where there is no CUDA device. checkpoint_every: steps between saved states.
+    The largest learns to stay what it was loaded as, the others learn from the largest; smallest_weight and
+    random_weight: what their losses count, where the largest's counts 1.
+    learning_rate is the peak, after `warmup` steps. temperature, hard_share, features, hidden: as of DistillConfig.
+    threads: of torch, where there is no CUDA device. checkpoint_every: steps between saved states.
     """
 
     space: SpaceConfig
     steps: int
     batch: int
     random: int
+    smallest_weight: float
+    random_weight: float
     learning_rate: float
     warmup: int
     weight_decay: float
