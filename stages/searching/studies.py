@@ -54,6 +54,7 @@ class Study:
         size = self._config.population
         if told == len(proposed) or len(proposed) % size:
             until = (told // size + 1) * size
+            self._give_up_halves()
             while len(proposed) < until and not self._ended(proposed):
                 self._ask(len(proposed))
                 proposed = self._proposed()
@@ -99,6 +100,12 @@ class Study:
             if trial.params.keys() == self._distributions.keys()
         ]
 
+    def _give_up_halves(self) -> None:
+        """Proposals cut short by a kill: samplers would take them for others that run."""
+        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if trial.params.keys() != self._distributions.keys():
+                self._study.tell(trial.number, state=TrialState.FAIL)
+
     def _ended(self, proposed: Sequence[FrozenTrial]) -> bool:
         different = {mark(self._architecture(each)) for each in proposed}
         most = min(self._config.trials, self._space.size)
@@ -115,7 +122,7 @@ class Study:
         text = f"{self.by.value}:{self.seed}:{place}"
         seed = int.from_bytes(sha256(text.encode()).digest()[:4], "little")
         if self.by is Sampler.nsga2:
-            return optuna.samplers.NSGAIISampler(population_size=self._config.population, seed=seed)
+            return _Nsga2(population_size=self._config.population, seed=seed)
         if self.by is Sampler.tpe:
             return optuna.samplers.TPESampler(n_startup_trials=self._config.population, seed=seed, constant_liar=True)
         return optuna.samplers.RandomSampler(seed=seed)
@@ -128,6 +135,14 @@ class Study:
 
     def _trial(self, number: int) -> FrozenTrial:
         return self._study.get_trials(deepcopy=False)[number]
+
+
+class _Nsga2(optuna.samplers.NSGAIISampler):
+    """Parents in one order, that in which they were tried: Optuna's first proposal of a generation, which selects them,
+    has them in another than those that read the selection from the storage, as does the first itself after a kill."""
+
+    def get_parent_population(self, study: optuna.Study, generation: int) -> list[FrozenTrial]:
+        return sorted(super().get_parent_population(study, generation), key=lambda trial: trial.number)
 
 
 def mark(architecture: Architecture) -> str:
