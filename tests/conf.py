@@ -24,7 +24,7 @@ def _chain(name: str, file: str) -> list[Any]:
             chain.append(values)
         elif isinstance(entry, str):
             chain += _chain(name, entry)
-        else:  # such as "/distill@training: default"
+        elif not any(key.startswith("override ") for key in entry):  # such as "/distill@training: default"
             (place, chosen), *_ = entry.items()
             other, _, key = place.strip("/").partition("@")
             chain.append(OmegaConf.create({key: OmegaConf.merge(*_chain(other, chosen))}))
