@@ -88,7 +88,7 @@ class Checkout:
     def find(self, node: Node, ingredients: Mapping[str, Any]) -> Record | None:
         """Return the record of an earlier, intact result with these ingredients, or None.
 
-        A result without the gates that are asked for now is none.
+        A result without the gates, the summary or the figures that are asked for now is none.
         """
         key = self.key_of(ingredients)
         own = self.last(node)
@@ -100,12 +100,12 @@ class Checkout:
         return None
 
     def has_gates(self, node: Node, record: Record) -> bool:
-        """Say whether a result that is here has the gates that its stage declares, if any."""
+        """Say whether a result that is here has the files and the gates that its stage declares, if any."""
+        if any(Path(name).as_posix() not in record.tree.files for name in node.stage.declared_files):
+            return False
         if node.stage.gates is None:
             return True
-        digest = record.tree.files.get(Path(node.stage.gates).as_posix())
-        if digest is None:
-            return False
+        digest = record.tree.files[Path(node.stage.gates).as_posix()]
         stored = self.store.holds(digest)
         shown = self.project.root / node.folder / node.stage.gates
         try:

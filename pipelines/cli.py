@@ -170,12 +170,14 @@ def build(project: Project, options: argparse.Namespace) -> int:
 
 
 def show_summary(summary: Summary) -> None:
-    """Print what the build came to: a table for each device."""
-    from pipelines.tables import device_table
+    """Print what the build came to: what stages say of their results, and a table for each device."""
+    from pipelines.tables import device_table, summary_lines
 
-    for device, metrics in summary.metrics.items():
+    print("".join(f"{line}\n" for line in summary_lines(summary)), end="")
+    for device in summary.judged:
+        metrics = summary.metrics.get(device or "", {})
         gates = [gate for gate in summary.gates if gate["device"] == device]
-        print("\n".join(device_table(device, metrics, gates, summary.bundles.get(device))))
+        print("\n".join(device_table(device, metrics, gates, summary.bundles.get(device or ""))))
     counts = {
         status: sum(node.status == status for node in summary.nodes)
         for status in ("built", "cached", "failed", "skipped")

@@ -10,11 +10,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import pipelines
+from pipelines import figures
 from pipelines.config import Config
 from pipelines.display import Display
 from pipelines.files import storing
@@ -55,7 +57,7 @@ def finish(publisher: Publisher | None, project: Project, config: Config, summar
     if config.tracking.kind != "mlflow":
         return
     if publisher is not None:
-        write_sealed(outbox / f"{time.time_ns()}.json", payload(config, summary))
+        write_sealed(outbox / f"{time.time_ns()}.json", payload(project, config, summary))
     waiting = sorted(outbox.glob("*.json")) if outbox.is_dir() else []
     if not waiting:
         return
@@ -79,13 +81,15 @@ def keep(project: Project, summary: Summary) -> None:
     write_sealed(project.state / "last.json", summary.to_json())
 
 
-def payload(config: Config, summary: Summary) -> dict[str, Any]:
+def payload(project: Project, config: Config, summary: Summary) -> dict[str, Any]:
     """Return all that a publisher needs, as JSON."""
+    said = summary.to_json()
     return {
         "overrides": list(config.overrides),
         "groups": config.groups,
         "devices": config.devices,
-        "summary": summary.to_json(),
+        "summary": said,
+        "files": figures.to_publish(project, said),
         "started": int((time.time() - summary.seconds) * 1000),
     }
 
@@ -118,6 +122,7 @@ def publish(mlflow: Any, build: dict[str, Any]) -> None:
         log(mlflow, [("seconds", summary["seconds"], 0), *count_metrics(nodes)])
         log(mlflow, [each for node in nodes if node["device"] is None for each in node_metrics(node, summary)])
         mlflow.log_dict(summary, "summary.json")
+        log_files(mlflow, build, None)
         for device, profile in build["devices"].items():
             found = summary["metrics"].get(device, {})
             metrics = flattened({key: value for key, value in found.items() if key != "gates"})
@@ -125,6 +130,7 @@ def publish(mlflow: Any, build: dict[str, Any]) -> None:
             passed = device in summary["bundles"]
             with mlflow.start_run(run_name=device, nested=True, tags={"device": device, "passed": str(passed)}):
                 log_params(mlflow, flattened(profile))
+                log_files(mlflow, build, device)
                 log(mlflow, [(key, value, 0) for key, value in metrics.items() if is_number(value)])
                 log(mlflow, [("gates.failed", sum(not gate["passed"] for gate in gates), 0)])
                 log(
@@ -146,6 +152,13 @@ def node_metrics(node: dict[str, Any], summary: dict[str, Any]) -> list[tuple[st
         if each["value"] is not None:  # it was infinite, or not a number
             found.append((f"{node['stage']}.{each['name']}", each["value"], each["step"] or 0))
     return found
+
+
+def log_files(mlflow: Any, build: dict[str, Any], device: str | None) -> None:
+    """Log what stages have to show: those of one device, or those that all share."""
+    with tempfile.TemporaryDirectory(prefix="tapeout-") as folder:
+        files = [each for each in build.get("files", ()) if each["device"] == device]
+        figures.publish(mlflow, files, Path(folder))
 
 
 def log_params(mlflow: Any, params: dict[str, Any]) -> None:

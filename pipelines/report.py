@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import ConfigError
+from pipelines.figures import inline
 from pipelines.files import write_file
 from pipelines.gates import describe
 from pipelines.project import Project
 from pipelines.sealed import read_sealed
+from pipelines.summary import judged
 from pipelines.tables import mapping, mebibytes, number, percent, size_of, tasks_of
 
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:#1b1b1b}
 table{border-collapse:collapse;margin:.5rem 0 1.5rem}
 th,td{padding:.2rem .8rem;border-bottom:1px solid #ddd;text-align:right}
+pre{overflow-x:auto}img{max-width:100%}
 th:first-child,td:first-child{text-align:left}.bad{color:#b00020;font-weight:600}.good{color:#1a7f37}"""
 
 
@@ -42,11 +45,12 @@ def page(project: Project, summary: dict[str, Any]) -> Iterator[str]:
     verdict = '<span class="good">passed</span>' if summary["passed"] else '<span class="bad">failed</span>'
     yield f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Tapeout</title><style>{STYLE}</style>'
     yield f"<h1>Build {verdict}</h1><p>{summary['seconds']:.1f} s</p>"
-    for device, metrics in summary["metrics"].items():
-        yield from device_section(
-            device, metrics, [gate for gate in summary["gates"] if gate["device"] == device], summary
-        )
+    for device in judged(summary["metrics"], summary["gates"]):
+        metrics, gates = summary["metrics"].get(device, {}), [g for g in summary["gates"] if g["device"] == device]
+        yield from device_section(device or "no device", metrics, gates, summary)
         yield from risks_section(risks_of(project, summary["bundles"].get(device)))
+    for node in summary["nodes"]:
+        yield from node_section(project, node)
     yield "<h2>Nodes</h2><table><tr><th>node<th>status<th>seconds<th>size<th>digest<th>why</tr>"
     for node in summary["nodes"]:
         kind = "bad" if node["status"] in ("failed", "skipped") else ""
@@ -57,6 +61,19 @@ def page(project: Project, summary: dict[str, Any]) -> Iterator[str]:
             f"<td>{mebibytes(node['size'])}<td><code>{digest}</code><td>{why}</tr>"
         )
     yield "</table></html>"
+
+
+def node_section(project: Project, node: dict[str, Any]) -> Iterator[str]:
+    """Yield what a node's stage says of its result, and its figures."""
+    figures = [each for each in node.get("figures", ()) if each["path"].endswith(".svg")]
+    images = [(each["name"], project.root / each["path"]) for each in figures]
+    images = [(name, path) for name, path in images if path.is_file()]  # it may have gone since
+    if not node.get("summary") and not images:
+        return
+    yield f"<h2>{html.escape(node['name'])}</h2>"
+    if node.get("summary"):
+        yield f"<pre>{html.escape(node['summary'])}</pre>"
+    yield from (f'<p><img src="{inline(path)}" alt="{html.escape(name)}"></p>' for name, path in images)
 
 
 def device_section(

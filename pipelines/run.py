@@ -14,6 +14,7 @@ from pipelines.display import Display
 from pipelines.errors import StageError, TapeoutError, UnwritableError
 from pipelines.execute import Executor, Needs, Outcome, Schedule, Task
 from pipelines.explain import reason
+from pipelines.figures import read_summary
 from pipelines.history import Journal, history_of
 from pipelines.ledger import Record
 from pipelines.plan import Node, Plan
@@ -78,7 +79,9 @@ class Run:
             found = self.checkout.find(node, self.ingredients(node))
             if found is not None:
                 self.checkout.settle(node, found)
-            metrics = self.metrics(node, self.project.root / node.folder) if found is not None else None
+            folder = self.project.root / node.folder
+            metrics = self.metrics(node, folder) if found is not None else None
+            text = read_summary(folder, node) if found is not None else ""
         except UnwritableError:
             raise
         except TapeoutError as error:
@@ -92,7 +95,7 @@ class Run:
         if own.is_dir():  # a build was killed between keeping this result and dropping its scratch
             drop_scratch(own / found.key)
         self.digests[node.name] = found.tree.digest
-        self.display.ended(self.summary.add(node, self.plan.devices, "cached", found))
+        self.display.ended(self.summary.add(node, self.plan.devices, "cached", found, summary=text))
         self.conclude(node, metrics)
 
     def work_off(self, once: bool = False) -> None:
@@ -172,7 +175,7 @@ class Run:
         if outcome.passed:
             try:
                 self.check(node, task, outcome)
-                metrics = self.metrics(node, task.out)
+                metrics, text = self.metrics(node, task.out), read_summary(task.out, node)
                 result = self.checkout.accept(node, running.ingredients, task.out)
             except UnwritableError:
                 raise
@@ -190,6 +193,7 @@ class Run:
                     outcome.seconds,
                     why=running.why,
                     memory_mib=outcome.memory_mib,
+                    summary=text,
                 )
             )
             if self.journal is not None:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from heapq import heapify, heappop, heappush
+from pathlib import PurePath
 from typing import Any
 
 from pipelines.errors import PlanError, suggestion
@@ -27,6 +28,8 @@ KINDS: Mapping[str, tuple[type, str]] = {
     "libraries": (list, "a list of names"),
     "check": (str, "package.module.function"),
     "gates": (str, "the name of a file"),
+    "summary": (str, "the name of a file"),
+    "figures": (list, "a list of names of files"),
     "bundle": (bool, "true or false"),
     "resources": (Mapping, "a mapping with some of cpus, memory_mib and memory_per_input"),
 }
@@ -69,6 +72,8 @@ class StageSpec:
     libraries      distributions whose versions can change the result ("python" is the interpreter)
     check          a light function(config, device), called at plan time, that raises ConfigError
     gates          the file of its artifact that holds gates; one that failed keeps what needs this stage from running
+    summary        the file of its artifact that says in words what came out, shown at the end of a build
+    figures        files of its artifact that MLflow keeps and, where they are SVGs, the report shows
     bundle         whether it makes a device's bundle, which lies at artifacts/<device>/
     resources      what it takes while it runs
     """
@@ -91,12 +96,19 @@ class StageSpec:
     libraries: tuple[str, ...] = ()
     check: str | None = None
     gates: str | None = None
+    summary: str | None = None
+    figures: tuple[str, ...] = ()
     bundle: bool = False
     resources: Resources = Resources()
 
     @property
     def module(self) -> str:
         return self.run.rpartition(".")[0]
+
+    @property
+    def declared_files(self) -> list[str]:
+        """The files that its artifact must have, relative to it."""
+        return [name for name in (self.gates, self.summary, *self.figures) if name is not None]
 
 
 @dataclass(frozen=True)
@@ -174,7 +186,11 @@ def read_stage(name: str, value: Any, where: str, schemas: str | None = None) ->
         raise PlanError(f"{where} makes bundles, one for each device", hint="give it `per: device`")
     frozen = {key: freeze(each) for key, each in value.items() if each is not None}
     resources = read_resources(frozen.pop("resources", {}), where)
-    return StageSpec(name=name, schemas=schemas, resources=resources, **frozen)
+    stage = StageSpec(name=name, schemas=schemas, resources=resources, **frozen)
+    for file in stage.declared_files:
+        if PurePath(file).is_absolute() or ".." in PurePath(file).parts:
+            raise PlanError(f"{where}: '{file}' is no file of its artifact", hint="name it relative to work.out")
+    return stage
 
 
 def check_skip(stage: StageSpec, where: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -14,7 +14,10 @@ from pipelines.plan import Node
 
 @dataclass
 class NodeSummary:
-    """status: built, cached, failed or skipped. device: None where all devices share it. memory_mib: its peak."""
+    """status: built, cached, failed or skipped. device: None where all devices share it. memory_mib: its peak.
+
+    summary: what its stage says of its result. figures: {"name", "path"} each, the path relative to the project.
+    """
 
     name: str
     stage: str
@@ -28,12 +31,16 @@ class NodeSummary:
     why: str = ""
     error: str = ""
     memory_mib: int = 0
+    summary: str = ""
+    figures: list[dict[str, str]] = field(default_factory=list)
 
 
 @dataclass
 class Summary:
     """nodes: in the order in which they ended. gates and metrics: by device. bundles: {device: path in the project}.
 
+    metrics: of stages that are per device. gates: of all; those of a stage that is one for all devices, for each.
+    device: None where there are no devices.
     unrecorded: why dvc.yaml and its like do not tell of this build, or "".
     """
 
@@ -62,6 +69,7 @@ class Summary:
         why: str = "",
         error: str = "",
         memory_mib: int = 0,
+        summary: str = "",
     ) -> NodeSummary:
         """Note how a node ended."""
         own = node.stage.per and (node.stage.bundle or set(node.devices) != set(all_devices))
@@ -78,6 +86,8 @@ class Summary:
             why=why,
             error=error,
             memory_mib=memory_mib,
+            summary=summary,
+            figures=[{"name": name, "path": f"{node.folder}/{name}"} for name in node.stage.figures] if record else [],
         )
         self.nodes.append(entry)
         if record and node.stage.bundle:
@@ -86,14 +96,25 @@ class Summary:
 
     def judge(self, node: Node, metrics: dict[str, Any]) -> list[dict[str, Any]]:
         """Note the metrics and gates of a node's devices; return the gates that failed."""
-        for device in node.devices:
-            self.metrics[device] = metrics
+        if node.stage.per:
+            self.metrics.update(dict.fromkeys(node.devices, metrics))
+        for device in node.devices or (None,):
             self.gates += [{"device": device, "task": None, **gate} for gate in metrics["gates"]]
         return failed_gates(metrics)
+
+    @property
+    def judged(self) -> list[str | None]:
+        """The devices that there are metrics or gates of."""
+        return judged(self.metrics, self.gates)
 
     def to_json(self) -> dict[str, Any]:
         """Return the summary for machines; see design.md."""
         return {**{key: plain(value) for key, value in asdict(self).items()}, "passed": self.passed}
+
+
+def judged(metrics: Mapping[str, Any], gates: Iterable[Mapping[str, Any]]) -> list[str | None]:
+    """Return the devices that there are metrics or gates of; None stands for a build without devices."""
+    return list(dict.fromkeys([*metrics, *(gate["device"] for gate in gates)]))
 
 
 def plain(value: Any) -> Any:

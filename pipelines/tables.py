@@ -9,12 +9,20 @@ from pipelines.gates import describe, is_finite
 from pipelines.summary import Summary
 
 
+def summary_lines(summary: Summary) -> Iterator[str]:
+    """Yield what stages say of their results, under the names of their nodes."""
+    for node in summary.nodes:
+        if node.summary:
+            yield node.name
+            yield from (f"  {line}".rstrip() for line in node.summary.splitlines())
+
+
 def device_table(
-    device: str, metrics: Mapping[str, Any], gates: list[dict[str, Any]], bundle: str | None
+    device: str | None, metrics: Mapping[str, Any], gates: list[dict[str, Any]], bundle: str | None
 ) -> Iterator[str]:
-    """Yield the lines for one device. metrics: what its gates file holds; missing parts are left out."""
+    """Yield the lines for one device, or for none. metrics: what its gates file holds; missing parts are left out."""
     size = f"  {mebibytes(size_of(metrics))}" if size_of(metrics) else ""
-    yield f"{device}{size}  {bundle or 'no bundle'}"
+    yield f"{device}{size}  {bundle or 'no bundle'}" if device else "no device"
     tasks = tasks_of(metrics)
     if tasks:
         yield f"  {'task':<14}{'n':>6}{'fp32':>9}{'artifact':>10}{'retention':>11}  95 % interval"
@@ -38,13 +46,16 @@ def sweep_table(runs: list[tuple[str, Summary]]) -> Iterator[str]:
     """Yield the lines that compare the runs of a sweep: a row for each run and device. runs: (overrides, summary)."""
     rows = [("configuration", "device", "size", "lowest retention", "gates")]
     for name, summary in runs:
-        for device, metrics in summary.metrics.items():
+        for device in summary.judged:
+            metrics = summary.metrics.get(device or "", {})
             kept = [task["retention"] for task in tasks_of(metrics).values() if is_finite(task.get("retention"))]
             gates = [gate["passed"] for gate in summary.gates if gate["device"] == device]
             size = mebibytes(size_of(metrics)) if size_of(metrics) else "-"
-            rows.append((name, device, size, percent(min(kept, default=None)), f"{sum(gates)} of {len(gates)} passed"))
+            rows.append(
+                (name, device or "", size, percent(min(kept, default=None)), f"{sum(gates)} of {len(gates)} passed")
+            )
         failed = [node.name for node in summary.nodes if node.status == "failed"]
-        if failed or not summary.metrics:
+        if failed or not summary.judged:
             rows.append((name, "", "", "", f"{', '.join(failed)} failed" if failed else "done"))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:

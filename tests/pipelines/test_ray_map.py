@@ -66,6 +66,7 @@ def test_errors_come_back_as_they_were(cluster: Any, toy: Toy) -> None:
     assert "tried again" not in result.err
 
 
+@pytest.mark.slow
 def test_a_lost_item_is_tried_again(cluster: Any, toy: Toy, expected: bytes) -> None:
     kill = "    mark = Path(config.trace + '.mark')\n    if item['width'] == 3 and not mark.exists():\n"
     kill += "        mark.touch()\n        os.kill({}, 9)\n        time.sleep(30)\n    began ="
@@ -87,6 +88,7 @@ def test_a_lost_item_is_tried_again(cluster: Any, toy: Toy, expected: bytes) -> 
     assert toy.files()[FOUND] == expected
 
 
+@pytest.mark.slow
 def test_a_stage_that_is_lost_takes_its_items_along(cluster: Any, toy: Toy, expected: bytes) -> None:
     toy.edit("toystages/search.py", "    found = {}", "    (work.scratch / 'pid').write_text(PID)\n    found = {}")
     toy.edit("toystages/search.py", "import json\n", "import json\nimport os\n\nPID = str(os.getppid())\n")
@@ -140,6 +142,7 @@ def test_through_a_dvc_remote_nothing_is_shared(
     assert all(f"scored {each}\n" in log for each in range(6))
 
 
+@pytest.mark.slow
 def test_stages_that_hold_all_memory_get_their_items_done(cluster: Any, toy: Toy, expected: bytes) -> None:
     toy.edit("conf/pipeline/main.yaml", "    calls:", "    resources: {memory_mib: 900}\n    calls:")
     toy.edit("toystages/search.py", "items):", "items, memory_mib=2000):")  # more than any machine has
