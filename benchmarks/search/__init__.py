@@ -1,0 +1,1 @@
+"""What benchmarks/search.py measures, and the long steps that it keeps."""
