@@ -24,7 +24,9 @@ def search(supernet: Supernet, config: SearchConfig, devices: dict[str, DevicePr
     if config.sampler is Sampler.prune:
         trials = pruned(space, costs, work)
     else:
-        mark = fingerprint(sha256_of(supernet.weights), space.dimensions, config, sorted(devices))
+        speeds = {name: [str(each.runtime), str(each.hardware)] for name, each in devices.items()}
+        digests = [sha256_of(supernet.path / name) for name in ("supernet.safetensors", "space.json", "config.json")]
+        mark = fingerprint(digests, config, speeds)
         storage = opened(config.storage, work.scratch)
         samplers = dict.fromkeys([config.sampler, Sampler.random])
         studies = [
