@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import warnings
 from pathlib import Path
 
 import optuna
@@ -21,7 +22,9 @@ def opened(config: StorageConfig, folder: Path) -> optuna.storages.BaseStorage:
     try:
         if config.kind is StorageKind.grpc:
             host, _, port = str(config.url).rpartition(":")
-            proxy = optuna.storages.GrpcStorageProxy(host=host, port=int(port))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                proxy = optuna.storages.GrpcStorageProxy(host=host, port=int(port))
             proxy.wait_server_ready(timeout=10)
             return proxy
         return optuna.storages.RDBStorage(str(config.url))
