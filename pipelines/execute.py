@@ -137,7 +137,10 @@ class Executor(Protocol):
         """Start a task. Its `out` is empty; a second try of a lost task has another `out`."""
 
     def wait(self) -> list[Outcome | Report]:
-        """Wait until something has happened, and return it. A lost process is an Outcome like another."""
+        """Wait until something has happened, and return it; nothing, where only room has come of it.
+
+        A lost process is an Outcome like another. What stages map, they and the executor settle between them.
+        """
 
     def close(self) -> None:
         """End every process. What still runs is given up."""

@@ -14,6 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -177,15 +178,21 @@ def process_for(task: Task, folder: Path) -> LocalExecutor:
 def check_libraries(task: Task) -> None:
     """Raise StageError where this machine has other versions than the task's key says: its result could be another."""
     for name, wanted in task.libraries.items():
-        try:
-            found = platform.python_version() if name == "python" else importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found = "none"
+        found = installed(name)
         if found != wanted:
             raise StageError(
                 f"{task.node}: the machine {platform.node()} has {name} {found}, and the build has {wanted}",
                 hint="install the same versions on every machine: uv pip install -r requirements.lock",
             )
+
+
+@cache
+def installed(name: str) -> str:
+    """Return this process's version of a library, or "none"; looked up once, for items come by the hundred."""
+    try:
+        return platform.python_version() if name == "python" else importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"
 
 
 def read_end(path: Path) -> bytes:
