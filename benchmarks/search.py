@@ -4,13 +4,13 @@ python benchmarks/search.py [--parts search,tau,half,seventy] [--per-task N] [--
                             [--cache DIR] [--json FILE] [--plot [FILE.svg]] [--quick]
 
 search   Hypervolume of accuracy, bytes and latency, of the shipped search, of TPE and of random search beside them, at
-         equal evaluations, seed by seed.
+         equal evaluations, seed by seed; and of random search after the uniform designs that a search is told first.
 tau      Kendall's tau of the supernet's accuracy and of what subnets answer once recovered. Of all architectures that
          any sampler tried and that were scored on all questions, one is drawn from each of as many groups by bytes.
 half     The best at half the parameters against uniform designs that are no larger: everything at one share, all that
          has weights at one share, widths alone. Everybody is recovered alike, with the same steps on the same images.
 seventy  The same at 0.7 of the bytes and of the latency that is predicted for a Pixel 8; measured here as well, with
-         one thread of ONNX Runtime.
+         one thread of ONNX Runtime: best while nothing else runs (remove host-* in the cache to measure again).
 
 Settings are the shipped ones of `search=nsga2 device=[pixel-8,raspberry-pi-5]`. What counts is the overall accuracy on
 held-out questions, the mean over nine tasks, answered by the float model. Uniform designs are cut from the sorted

@@ -28,13 +28,14 @@ from stages.supernet import supernet
 # What each step's result depends on, of stages/, beside the configuration and its inputs.
 _MODEL = ("models", "data")
 _ELASTIC = (*_MODEL, "distillation", "elastic")
+_PRICES = tuple(f"devices/{name}.py" for name in ("bytes", "hardware", "latency", "operators", "roofline"))
 _SEARCHING = tuple(f"searching/{name}.py" for name in ("costs", "exploring", "judge", "studies", "trials"))
 SOURCES = {
     "supernet": (*_ELASTIC, "supernet.py"),
-    "search": (*_ELASTIC, *_SEARCHING, "devices", "search.py"),
+    "search": (*_ELASTIC, *_SEARCHING, *_PRICES, "search.py"),
     "recovered": (*_ELASTIC, "searching/recovery.py", "searching/judge.py"),
     "answers": (*_MODEL, "baseline.py", "evaluation/torch_answers.py", "evaluation/scores.py"),
-    "host": (*_MODEL, "devices", "lowering", "runtimes"),
+    "host": (*_MODEL, "devices/host.py", "lowering/onnx", "runtimes/ort.py"),
 }
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from engine.figures import Figure
 
+from pipelines.errors import StageError
 from search.bench import Bench, Recovered
 from search.settings import DEVICE
 from search.tables import columns, percent, share
@@ -126,7 +127,10 @@ def _candidates(bench: Bench, bounds: Contest) -> list[dict[str, Any]]:
     """As the shortlist stage chooses; by parameters, which it knows nothing of, in the same order."""
     trials, config, device = bench.trials("nsga2"), bench.configs.shortlist, bench.configs.devices[DEVICE]
     if bounds.parameters == 1:
-        return selected(trials, replace(config, bytes=bounds.bytes, latency=bounds.latency), device)
+        try:
+            return selected(trials, replace(config, bytes=bounds.bytes, latency=bounds.latency), device)
+        except StageError:  # none fits
+            return []
     costs, fitting = bench.costs(LatencySource.roofline), dict[str, Trial]()
     for trial in trials.trials():
         if trial.score.whole and bounds.fits(costs.of(trial.architecture), costs.full):

@@ -9,7 +9,7 @@ from search.contest import FULL, OTHER, SEARCHED, Row
 from search.ranking import Subnet
 from search.volumes import Volumes
 
-COLORS = {"nsga2": "C0", "tpe": "C4", "random": "0.5"}
+COLORS = {"nsga2": "C0", "tpe": "C4", "random": "0.5", "random, told the designs": "C1"}
 MARKS = ("s", "^", "D", "v")
 
 

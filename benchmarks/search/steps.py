@@ -74,7 +74,7 @@ def code(sources: tuple[str, ...]) -> str:
     """A digest of what those sources do: comments, docstrings and layout count nothing."""
     digest = hashlib.sha256()
     for place in (REPOSITORY / "stages" / name for name in sources):
-        for path in [place] if place.is_file() else sorted(place.rglob("*.py")):
+        for path in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
             tree = ast.parse(path.read_text(encoding="utf-8"))
             for node in ast.walk(tree):
                 if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):

@@ -1,6 +1,6 @@
 """Whether a search beats chance: hypervolumes of accuracy, bytes and latency at equal evaluations, seed by seed."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
@@ -10,11 +10,12 @@ from engine.figures import Figure
 from search.bench import Bench
 from search.tables import columns
 from stages.searching.hypervolume import hypervolume
+from stages.searching.studies import mark
 from stages.searching.trials import Trial, point
 
 TARGET = 1.10
 SAMPLERS = ("nsga2", "tpe")
-CHANCE = "random"
+CHANCE, TOLD = "random", "random, told the designs"
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,21 @@ def volumes(bench: Bench) -> list[Volumes]:
             each = _volumes(by, seed, [trial for trial in trials if (trial.by, trial.seed) == (by, seed)])
             if found.setdefault((by, seed), each) != each:
                 raise SystemExit(f"{by}, seed {seed}: not the same trials beside {sampler} as before; remove the cache")
-    return list(found.values())
+    return [*found.values(), *_told(bench)]
+
+
+def _told(bench: Bench) -> Iterator[Volumes]:
+    """Random search after the uniform designs that the search is told first, at as many trials: the search's own gain
+    is what it has beyond this."""
+    space, config = bench.supernet(True).space(), bench.configs.search
+    designs = {mark(space.uniform(share)) for share in config.designs}
+    trials = bench.trials(SAMPLERS[0]).trials()
+    for seed in dict.fromkeys(trial.seed for trial in trials):
+        own = [trial for trial in trials if trial.seed == seed]
+        first = [trial for trial in own if trial.by == SAMPLERS[0] and mark(trial.architecture) in designs]
+        drawn = [trial for trial in own if trial.by == CHANCE]
+        rest = [trial for trial in drawn if mark(trial.architecture) not in designs]
+        yield _volumes(TOLD, seed, [*first, *rest][: len(drawn)])
 
 
 def _volumes(by: str, seed: int, trials: Sequence[Trial]) -> Volumes:
@@ -63,7 +78,7 @@ def table(found: Sequence[Volumes]) -> str:
 
 
 def figures(found: Sequence[Volumes]) -> list[Figure]:
-    means = {by: fmean(each.value for each in found if each.by == by) for by in (*SAMPLERS, CHANCE)}
+    means = {by: fmean(each.value for each in found if each.by == by) for by in (*SAMPLERS, TOLD, CHANCE)}
     seeds = len({each.seed for each in found})
     return [
         Figure(
@@ -74,5 +89,5 @@ def figures(found: Sequence[Volumes]) -> list[Figure]:
             TARGET if by == "nsga2" else None,
             at_most=False,
         )
-        for by in SAMPLERS
+        for by in (*SAMPLERS, TOLD)
     ]
