@@ -88,6 +88,14 @@ def test_items_run_beside_each_other_while_the_stage_waits(toy: Toy) -> None:
     assert len({process for process, _, _ in spans(toy).values()}) == 2  # they stay warm
 
 
+def test_one_stage_alone_maps_too(toy: Toy) -> None:
+    """As DVC runs it."""
+    assert toy.build("--jobs", "1").status == 0
+    found = (toy.root / FOUND).read_bytes()
+    assert toy.run("stage", "search").status == 0
+    assert (toy.root / FOUND).read_bytes() == found
+
+
 def test_more_than_the_cores_or_the_memory_there_is_runs_alone(toy: Toy) -> None:
     toy.edit("toystages/search.py", 'score.score", items', 'score.score", items, cpus=9')
     assert toy.build("--jobs", "2", "search.seconds=0.1").status == 0
@@ -100,7 +108,8 @@ def test_more_than_the_cores_or_the_memory_there_is_runs_alone(toy: Toy) -> None
 def test_two_stages_that_map_share_the_machine(toy: Toy) -> None:
     pipeline = (toy.root / "conf/pipeline/main.yaml").read_text()
     stage = pipeline[pipeline.index("  search:") :]
-    toy.write("conf/pipeline/main.yaml", pipeline + stage.replace("search:", "again:", 1).replace(".score]", ".score]"))
+    again = stage.replace("search:", "again:", 1).replace("config:", "libraries: [numpy]\n    config:")
+    toy.write("conf/pipeline/main.yaml", pipeline + again)
     result = toy.build("--jobs", "2", "search.seconds=0.05")
     assert result.status == 0, result.err
     assert result.nodes == dict.fromkeys(["load", "search", "again"], "built")
