@@ -101,6 +101,7 @@ def _rows(frontier: Sequence[Trial]) -> list[str]:
     lines = [f"the frontier: {len(frontier)} architectures" + (f", {count} of them:" if count < len(frontier) else ":")]
     for trial in shown:
         size = mebibytes(max(trial.cost.bytes.values()))
-        shares = f"{trial.cost.byte_share:.2f} x bytes ({size}), {trial.cost.latency_share:.2f} x latency"
+        shares = f"{trial.cost.byte_share:.2f} x bytes ({size})"
+        shares += f", {trial.cost.latency_share:.2f} x latency" if trial.cost.latency else ""
         lines.append(f"  {100 * trial.score.accuracy:5.1f} % right, {shares}: {described(trial.architecture)}")
     return lines
