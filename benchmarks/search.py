@@ -31,7 +31,7 @@ from typing import Any
 
 from engine.figures import Figure
 from engine.figures import table as targets_table
-from search.settings import REPOSITORY, Settings
+from search.settings import CUT_FROM, REPOSITORY, Settings
 
 PARTS = ("search", "tau", "half", "seventy")
 TITLES = {
@@ -49,7 +49,8 @@ def main() -> None:
     from search.steps import Steps
 
     torch.set_num_threads(1)
-    settings = Settings(options.per_task, options.tau_steps, options.tau_subnets, options.quick)
+    cut_from = tuple(options.cut_from.split(","))
+    settings = Settings(options.per_task, options.tau_steps, options.tau_subnets, options.quick, cut_from)
     bench, figures, found = Bench(Steps(options.cache), settings), list[Figure](), dict[str, Any]()
     for part in options.parts:
         found[part], made, text = measured(bench, part)
@@ -104,6 +105,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--per-task", type=int, metavar="N", help="questions of each of nine tasks; default 225")
     parser.add_argument("--tau-steps", type=int, metavar="N", help="of recovery, for tau; default 150")
     parser.add_argument("--tau-subnets", type=int, default=9, metavar="N", help="that are ranked; default 9")
+    parser.add_argument(
+        "--cut-from", default=",".join(CUT_FROM), choices=[",".join(CUT_FROM), *CUT_FROM], help="of uniform designs"
+    )
     parser.add_argument("--quick", action="store_true", help="a trial run, whose figures mean nothing")
     parser.add_argument(
         "--cache",

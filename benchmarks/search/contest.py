@@ -71,7 +71,7 @@ class Row:
 def contest(bench: Bench, bounds: Contest) -> list[Row]:
     """Uniform designs come first: they need no search, and can be made while another process searches."""
     made: dict[str, Checkpoint] = {}
-    uniform = [_uniform(bench, bounds, design, trained, made) for trained in (False, True) for design in DESIGNS]
+    uniform = [_uniform(bench, bounds, design, trained, made) for trained in _cut(bench) for design in DESIGNS]
     searched = _searched(bench, bounds, made)
     rows = [_full(bench), *searched, *uniform]
     chosen = made.get(_key(searched[0]))
@@ -83,6 +83,11 @@ def contest(bench: Bench, bounds: Contest) -> list[Row]:
         shares = dict(zip(map(id, shown), bench.measured([dict(row.architecture or {}) for row in shown]), strict=True))
         rows = [replace(row, host=shares.get(id(row))) for row in rows]
     return rows
+
+
+def _cut(bench: Bench) -> list[bool]:
+    """Whether from the trained supernet, or from the sorted model."""
+    return [which == "supernet" for which in bench.settings.cut_from]
 
 
 def _full(bench: Bench) -> Row:

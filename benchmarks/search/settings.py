@@ -13,6 +13,7 @@ from stages.schema.search import RecoverConfig, SearchConfig, ShortlistConfig, S
 REPOSITORY = Path(__file__).resolve().parents[2]
 REFERENCE = REPOSITORY / "artifacts" / "reference"
 DEVICES, DEVICE = ("pixel-8", "raspberry-pi-5"), "pixel-8"  # of the search; whose bytes and latency are shown
+CUT_FROM = ("sorted", "supernet")
 SEED = 101  # of the held-out questions
 GROUPS = ("supernet", "search", "shortlist", "recover", "validate")
 
@@ -27,12 +28,13 @@ QUICK = (
 @dataclass(frozen=True)
 class Settings:
     """per_task: held-out questions of each task. tau_steps, tau_subnets: recovery's steps and the subnets whose
-    rankings are compared; at a trial run all is tiny."""
+    rankings are compared; at a trial run all is tiny. cut_from: what uniform designs are cut from."""
 
     per_task: int
     tau_steps: int
     tau_subnets: int
     quick: bool = False
+    cut_from: tuple[str, ...] = CUT_FROM
 
     def configs(self, *overrides: str) -> "Configs":
         return configured(*overrides, *(QUICK if self.quick else ()))
