@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -162,6 +163,22 @@ def test_a_device_whose_speed_is_not_known_asks_for_latency_none(toy: Any, tmp_p
     (tmp_path / "out").mkdir()
     with pytest.raises(ConfigError, match="pixel-8"):
         search(toy[1], search_config(), {"pixel-8": unknown}, Workspace(tmp_path / "out", tmp_path / "scratch"))
+
+
+def test_searches_share_a_database_and_a_study_where_all_else_is_equal(toy: Any, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/studies.db"
+    storage = {"kind": "rdb", "url": url, "name": "shared"}
+    settings, profile = search_config(trials=3, seeds=[1], storage=storage), devices("pixel-8")["pixel-8"]
+    faster = replace(profile, hardware=replace(profile.hardware, gflops=2000.0))
+    names, made = [], []
+    for place, each in enumerate((profile, profile, faster)):
+        out = tmp_path / str(place)
+        out.mkdir()
+        work = Workspace(out, tmp_path / f"scratch-{place}", maps=Invented())
+        made.append(files(search(toy[1], settings, {"pixel-8": each}, work).path))
+        names.append(set(optuna.get_all_study_names(url)))
+    assert names[0] == names[1] and len(names[0]) == 2 and len(names[2]) == 4
+    assert made[0] == made[1] != made[2]
 
 
 def test_pruning_walks_down_one_step_at_a_time(toy: Any, tmp_path: Path) -> None:
