@@ -117,9 +117,9 @@ class SearchConfig:
     trials: different architectures of each seed, `population` at a time. seeds: independent searches, whose trials all
     count; beside each runs a random search of as many. designs: uniform designs, of which every search is told first:
     all dimensions at the same share of the way from the smallest (0) to the largest (1).
-    score: what is made large, measured on `images` (with four questions each) drawn by `seed`; prune: an architecture
-    is given up after a quarter of them where its score is so much below that of one which costs no more in anything;
-    null gives up none.
+    score: what samplers make large, measured on `images` (with four questions each) drawn by `seed`; frontier,
+    hypervolume, shortlists and `prune` go by accuracy. prune: an architecture is given up after a quarter of the
+    questions where its accuracy is so much below that of one which costs no more in anything; null gives up none.
     latency: whose, see LatencySource; answer_tokens, text_tokens: of the answer and of the question whose time it is.
     context: rows of the KV cache.
     beat_random: least ratio of the hypervolumes of the search and of random search, means over seeds; null asks for

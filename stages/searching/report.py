@@ -46,7 +46,7 @@ def conclude(
     plot(result.path / "frontier.svg", trials, frontier)
     lines = [*_verdict(volumes, ratio, config), *_rows(frontier)]
     (result.path / "summary.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    result.write_json("gates.json", {"gates": _gates(ratio, config)})
+    result.write_json("gates.json", {"gates": _gates(volumes, ratio, config)})
     for by, values in volumes.items():
         work.metric(f"hypervolume.{by}", fmean(values))
     if ratio is not None:
@@ -73,10 +73,11 @@ def _ratio(volumes: Mapping[str, Sequence[float]], sampler: Sampler) -> float | 
     return fmean(volumes[sampler.value]) / fmean(volumes[chance])
 
 
-def _gates(ratio: float | None, config: SearchConfig) -> list[dict[str, Any]]:
-    if ratio is None or config.beat_random is None:
+def _gates(volumes: Mapping[str, Sequence[float]], ratio: float | None, config: SearchConfig) -> list[dict[str, Any]]:
+    """Where chance found nothing there is no ratio, and the search must have found something."""
+    if config.beat_random is None or config.sampler not in (Sampler.nsga2, Sampler.tpe):
         return []
-    passed = ratio >= config.beat_random
+    passed = ratio >= config.beat_random if ratio is not None else fmean(volumes.get(config.sampler.value, [0.0])) > 0
     bound = {"value": ratio, "bound": config.beat_random, "kind": "min", "passed": passed}
     return [{"metric": RATIO, "task": None, **bound}]
 

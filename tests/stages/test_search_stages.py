@@ -141,6 +141,21 @@ def test_a_search_that_does_not_beat_chance_fails_its_gate(share: float, toy: An
     assert "nsga2 beats random search" in (trials.path / "summary.txt").read_text()
 
 
+def test_a_search_that_finds_nothing_where_chance_finds_nothing_fails_its_gate(toy: Any, tmp_path: Path) -> None:
+    class Nothing:
+        def map(self, function: str, items: Sequence[Any], *others: Any) -> Iterator[tuple[int, Any]]:
+            for index, _ in enumerate(items):
+                yield index, {which: vars(Score(0.0, 9.0, 64, which == "whole")) for which in ("look", "whole")}
+
+    (tmp_path / "out").mkdir()
+    settings = search_config(beat_random=1.0, latency="none")
+    trials = search(
+        toy[1], settings, devices("pixel-8"), Workspace(tmp_path / "out", tmp_path / "scratch", maps=Nothing())
+    )
+    (gate,) = trials.read_json("gates.json")["gates"]
+    assert gate["value"] is None and not gate["passed"]
+
+
 def test_without_latency_bytes_count_twice(toy: Any, tmp_path: Path) -> None:
     settings = search_config(latency="none", seeds=[1], trials=3)
     assert settings.latency is LatencySource.none
