@@ -40,7 +40,7 @@ from stages.schema import (
     ValidateConfig,
     ValidationKind,
 )
-from stages.schema.search import StorageKind
+from stages.schema.search import LatencySource, StorageKind
 
 # Where the bits of each role are said; check_choices gives their choices first, in the order of Role.
 _KEYS = ("bits", "head", "embeddings", "convolutions", "spatial")
@@ -263,14 +263,23 @@ def search(config: SearchConfig, device: DeviceProfile | None = None) -> None:
         raise ConfigError(f"search.storage.url is {config.storage.url!r}", hint="expected HOST:PORT")
 
 
-def shortlist(config: ShortlistConfig, device: DeviceProfile | None = None) -> None:
-    """Raise ConfigError where nobody could be listed."""
+def shortlist(config: ShortlistConfig, device: DeviceProfile) -> None:
+    """Raise ConfigError where nobody could be listed, and for a device of which the search cannot know, or does not,
+    what its bounds are on."""
     if config.candidates < 1:
         raise ConfigError(f"shortlist.candidates is {config.candidates}", hint="expected 1 or more")
     for key in ("bytes", "latency"):
         share = getattr(config, key)
         if share is not None and not share > 0:
             raise ConfigError(f"shortlist.{key} is {share}", hint="expected a share above 0, such as 0.7, or null")
+    if config.source is LatencySource.roofline:
+        check_predictable(device)
+    bound = [key for key in ("token_ms", "first_token_ms", "encode_ms") if getattr(device.budgets, key) is not None]
+    if config.source is LatencySource.none and bound:
+        raise ConfigError(
+            f"device {device.name}: budgets.{bound[0]} bounds the latency, and search.latency is none",
+            hint=f"set search.latency=roofline, or device.{device.name}.budgets.{bound[0]}=null",
+        )
 
 
 def recovery(config: RecoverConfig, device: DeviceProfile | None = None) -> None:

@@ -36,6 +36,7 @@ SMALL = (
     "tracking=none",
 )
 SEARCHED = "artifacts/build/search/trials.jsonl"
+RECOVERED = "artifacts/build/recover/model.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +108,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(seed: int, searched: C
         build.wait()
     built(other)
     built(searched)
-    for name in (SEARCHED, "artifacts/build/recover/model.safetensors", "artifacts/build/supernet/supernet.safetensors"):
+    for name in (SEARCHED, RECOVERED, "artifacts/build/supernet/supernet.safetensors"):
         assert (other.folder / name).read_bytes() == (searched.folder / name).read_bytes(), name
 
 
@@ -117,5 +118,5 @@ def test_four_workers_on_ray_find_what_one_finds_here(searched: Clone, tmp_path:
     here, there = (clone(tmp_path, name, threads="1", seed="3") for name in ("here", "there"))
     built(here, "executor.jobs=1")
     built(there, "executor=ray", "executor.local_nodes=4")
-    for name in (SEARCHED, "artifacts/build/recover/model.safetensors"):
+    for name in (SEARCHED, RECOVERED):
         assert (here.folder / name).read_bytes() == (there.folder / name).read_bytes(), name

@@ -147,11 +147,12 @@ class SearchConfig:
 @dataclass
 class ShortlistConfig:
     """What a device gets to choose from: the `candidates` best trials that keep its budgets, and take at most the
-    shares `bytes` and `latency` of what the full model takes there; null: no such bound."""
+    shares `bytes` and `latency` of what the full model takes there; null: no such bound. source: the search's."""
 
     candidates: int
     bytes: float | None
     latency: float | None
+    source: LatencySource
 
 
 @dataclass

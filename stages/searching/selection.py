@@ -67,11 +67,6 @@ def bounds_of(cost: Cost, full: Cost, config: ShortlistConfig, device: DevicePro
         for each in _LATENCIES:
             if (most := getattr(budgets, each)) is not None:
                 found.append(Bound(f"device.{name}.budgets.{each}", latency[each], most))
-    elif any(getattr(budgets, each) is not None for each in _LATENCIES):
-        raise StageError(
-            f"{name}: its budgets bound the latency, and the search knows none: search.latency is none",
-            hint=f"Set search.latency=roofline, or device.{name}.budgets.token_ms=null and so on.",
-        )
     return found
 
 

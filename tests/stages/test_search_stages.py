@@ -210,7 +210,7 @@ def test_pruning_walks_down_one_step_at_a_time(toy: Any, tmp_path: Path) -> None
     (tmp_path / "shortlist").mkdir()
     made = shortlist(
         trials,
-        ShortlistConfig(1, 0.9, None),
+        ShortlistConfig(1, 0.9, None, LatencySource.none),
         devices("pixel-8")["pixel-8"],
         Workspace(tmp_path / "shortlist", tmp_path / "scratch"),
     )

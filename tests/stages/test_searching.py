@@ -16,7 +16,7 @@ from pipelines.errors import ConfigError, StageError
 from pipelines.workspace import Workspace
 from stages import checks
 from stages.artifacts import Trials
-from stages.schema import Budgets, DeviceProfile, ShortlistConfig
+from stages.schema import Budgets, DeviceProfile, LatencySource, ShortlistConfig
 from stages.searching.hypervolume import CORNER, hypervolume, kendall_tau
 from stages.searching.plot import plot
 from stages.searching.ranking import ranked, summary
@@ -155,7 +155,7 @@ def listed(
     candidates: int = 2,
 ) -> list[int]:
     path.mkdir()
-    config = ShortlistConfig(candidates, bytes_, latency)
+    config = ShortlistConfig(candidates, bytes_, latency, LatencySource.roofline)
     made = shortlist(trials, config, device, Workspace(path, path / "scratch")).candidates()
     return [each["architecture"]["depth"] for each in made]
 
@@ -190,7 +190,7 @@ def test_candidates_say_nothing_of_their_device(tmp_path: Path) -> None:
     """So that devices with the same candidates recover them once."""
     path = tmp_path / "out"
     path.mkdir()
-    config, work = ShortlistConfig(1, 0.5, None), Workspace(path, tmp_path / "scratch")
+    config, work = ShortlistConfig(1, 0.5, None, LatencySource.roofline), Workspace(path, tmp_path / "scratch")
     (found,) = shortlist(searched(tmp_path / "trials"), config, budgets(), work).candidates()
     assert found == {
         "architecture": {"depth": 5},
@@ -223,8 +223,18 @@ def test_other_budgets_choose_among_the_same_trials(tmp_path: Path) -> None:
 @pytest.mark.parametrize("change", [{"candidates": 0}, {"bytes": 0.0}, {"latency": -1.0}], ids=str)
 def test_a_shortlist_that_lists_nobody_is_refused_at_plan_time(change: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"shortlist.{next(iter(change))}"):
-        checks.shortlist(replace(ShortlistConfig(1, None, None), **change))
-    checks.shortlist(ShortlistConfig(1, None, 0.5))
+        checks.shortlist(replace(ShortlistConfig(1, None, None, LatencySource.roofline), **change), budgets())
+    checks.shortlist(ShortlistConfig(1, None, 0.5, LatencySource.roofline), budgets())
+
+
+def test_bounds_on_what_nobody_knows_are_refused_at_plan_time() -> None:
+    checks.shortlist(ShortlistConfig(1, None, 0.5, LatencySource.none), budgets(size_mib=1.0))
+    with pytest.raises(ConfigError, match=r"budgets.token_ms bounds the latency, and search.latency is none"):
+        checks.shortlist(ShortlistConfig(1, None, 0.5, LatencySource.none), budgets(token_ms=1.0))
+    unknown = replace(budgets(), hardware=replace(budgets().hardware, gflops=None))
+    with pytest.raises(ConfigError, match=r"without hardware.gflops"):
+        checks.shortlist(ShortlistConfig(1, None, 0.5, LatencySource.roofline), unknown)
+    checks.shortlist(ShortlistConfig(1, None, 0.5, LatencySource.host), unknown)
 
 
 CANDIDATE = {"architecture": {"depth": 2}, "parameters": 500_000}
