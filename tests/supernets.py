@@ -8,7 +8,7 @@ from stages.artifacts import Checkpoint, Supernet
 from stages.distillation.source import ProceduralQuestions
 from stages.elastic.space import Architecture
 from stages.models.vlm import ModelConfig
-from stages.schema import DeviceProfile, SearchConfig
+from stages.schema import DeviceProfile, SearchConfig, ShortlistConfig
 from stages.schema.search import SpaceConfig, SupernetConfig
 from stages.searching.trials import Cost, Score, Trial
 from stages.supernet import supernet
@@ -80,6 +80,12 @@ def search_config(**changes: Any) -> SearchConfig:
     quantize = group("quantize", "int4", method="rtn", embeddings=4)
     config: SearchConfig = group("search", "nsga2", **{**small, **changes, "quantize": quantize})
     return config
+
+
+def shortlist_config(
+    candidates: int = 1, bytes_: float | None = None, latency: float | None = None, refine: int = 0, **search: Any
+) -> ShortlistConfig:
+    return ShortlistConfig(candidates, bytes_, latency, refine, search_config(**search))
 
 
 def score(accuracy: float, whole: bool = True, loss: float = 1.0) -> Score:

@@ -147,12 +147,14 @@ class SearchConfig:
 @dataclass
 class ShortlistConfig:
     """What a device gets to choose from: the `candidates` best trials that keep its budgets, and take at most the
-    shares `bytes` and `latency` of what the full model takes there; null: no such bound. source: the search's."""
+    shares `bytes` and `latency` of what the full model takes there; null: no such bound. refine: rounds in which the
+    architectures one step beside the best that keep them are scored too, as `search` has it."""
 
     candidates: int
     bytes: float | None
     latency: float | None
-    source: LatencySource
+    refine: int
+    search: SearchConfig
 
 
 @dataclass

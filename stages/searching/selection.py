@@ -5,8 +5,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipelines.errors import StageError
-from stages.artifacts import Trials
+from pipelines.workspace import Workspace
+from stages.artifacts import Supernet, Trials
 from stages.schema import DeviceProfile, ShortlistConfig
+from stages.searching.costs import Costs
+from stages.searching.refinement import order, refined
 from stages.searching.studies import mark
 from stages.searching.trials import Cost, Trial
 from stages.searching.words import described
@@ -32,23 +35,33 @@ class Bound:
         return f"{self.key} {self.value:.4g} (at most {self.bound:.4g})"
 
 
-def selected(trials: Trials, config: ShortlistConfig, device: DeviceProfile) -> list[dict[str, Any]]:
+def selected(
+    trials: Trials, config: ShortlistConfig, device: DeviceProfile, work: Workspace, supernet: Supernet | None = None
+) -> list[dict[str, Any]]:
     """Candidates, the most accurate first: architecture, score and parameters. Nothing else is said of them, so that
-    devices which get the same share what comes of them. Raises StageError where nothing fits."""
+    devices which get the same share what comes of them. supernet: needed where config.refine is above 0. Raises
+    StageError where nothing fits."""
     full = Cost(**trials.search()["full"])
     found: dict[str, Trial] = {}
     for trial in trials.trials():
         if trial.score.whole:
             found.setdefault(mark(trial.architecture), trial)
-    every = list(found.values())
-    bounds = {key: bounds_of(trial.cost, full, config, device) for key, trial in found.items()}
-    fitting = [trial for key, trial in found.items() if all(each.excess <= 1 for each in bounds[key])]
+
+    def fits(cost: Cost) -> bool:
+        return all(each.excess <= 1 for each in bounds_of(cost, full, config, device))
+
+    fitting = {key: trial for key, trial in found.items() if fits(trial.cost)}
     if not fitting:
-        raise _infeasible(every, bounds, device)
-    fitting.sort(key=lambda trial: (-trial.score.accuracy, trial.score.loss, trial.cost.bytes[device.name]))
+        bounds = {key: bounds_of(trial.cost, full, config, device) for key, trial in found.items()}
+        raise _infeasible(list(found.values()), bounds, device)
+    if config.refine and supernet is not None:
+        space, tokenizer = supernet.space(), (supernet.path / "tokenizer.json").stat().st_size
+        costs = Costs(space, config.search, {device.name: device}, tokenizer)
+        fitting = refined(fitting, space, costs.of, fits, config, work)
+    best = sorted(fitting.values(), key=order)[: config.candidates]
     return [
         {"architecture": dict(each.architecture), "score": asdict(each.score), "parameters": each.cost.parameters}
-        for each in fitting[: config.candidates]
+        for each in best
     ]
 
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,16 @@ from stages.artifacts import Checkpoint, Shortlist, Supernet, Trials
 from stages.elastic.space import Space
 from stages.recover import recover
 from stages.schema import SearchConfig
-from stages.schema.search import LatencySource, RecoverConfig, Sampler, ShortlistConfig
+from stages.schema.search import LatencySource, RecoverConfig, Sampler
 from stages.search import search
+from stages.searching.costs import Costs
 from stages.searching.hypervolume import hypervolume
 from stages.searching.judge import Questions, score_model
 from stages.searching.trials import Score, Trial, front, point
 from stages.shortlist import shortlist
 from tests.conf import group
 from tests.reader import config as distill_config
-from tests.supernets import devices, made, search_config, space_config, supernet_config
+from tests.supernets import devices, made, search_config, shortlist_config, space_config, supernet_config
 
 torch.set_num_threads(1)
 FILES = {"trials.jsonl", "search.json", "frontier.svg", "summary.txt", "gates.json"}
@@ -172,6 +173,51 @@ def test_random_search_alone_has_nothing_to_beat(toy: Any, tmp_path: Path) -> No
     assert trials.read_json("gates.json") == {"gates": []} and trials.search()["ratio"] is None
 
 
+class Growing:
+    """Scores of a model that answers all the better the wider and deeper it is."""
+
+    def __init__(self, space: Space):
+        self.space, self.asked = space, list[dict[str, int]]()
+
+    def accuracy(self, architecture: dict[str, int]) -> float:
+        shares = [architecture[each.name] / each.values[0] for each in self.space.dimensions]
+        return sum(shares) / len(shares) * 0.9
+
+    def map(self, function: str, items: Sequence[Any], *others: Any) -> Iterator[tuple[int, Any]]:
+        for index, item in reversed(list(enumerate(items))):
+            self.asked.append(item["architecture"])
+            score = Score(self.accuracy(item["architecture"]), 1.0, 64, True)
+            yield index, {"look": vars(score), "whole": vars(score)}
+
+
+def test_refinement_finds_what_lies_beside_the_best_and_keeps_the_bounds(toy: Any, tmp_path: Path) -> None:
+    space, profiles, settings = toy[1].space(), devices("pixel-8"), search_config(trials=4, designs=[1, 0], seeds=[1])
+    for name in ("trials", "plain", "refined", "again"):
+        (tmp_path / name).mkdir()
+    maps = Growing(space)
+    trials = search(toy[1], settings, profiles, Workspace(tmp_path / "trials", tmp_path / "scratch", maps=maps))
+    tried, best = len(maps.asked), {}
+    for name, refine in (("plain", 0), ("refined", 8), ("again", 8)):
+        config = replace(shortlist_config(2, 0.9, refine=refine), search=settings)
+        work = Workspace(tmp_path / name, tmp_path / "scratch", maps=maps)
+        best[name] = shortlist(trials, config, profiles["pixel-8"], work, toy[1]).candidates()
+        if name == "plain":
+            assert len(maps.asked) == tried
+    assert best["again"] == best["refined"]
+    plain, refined = (best[name][0]["score"]["accuracy"] for name in ("plain", "refined"))
+    assert refined > plain
+    costs = Costs(space, settings, profiles, (toy[1].path / "tokenizer.json").stat().st_size)
+    bounds = [costs.of(each).byte_share for each in space_of(space)]
+    assert costs.of(best["refined"][0]["architecture"]).byte_share <= 0.9
+    within = [each for each, share in zip(space_of(space), bounds, strict=True) if share <= 0.9]
+    assert refined == pytest.approx(max(map(maps.accuracy, within)), abs=0.1)
+
+
+def space_of(space: Space) -> list[dict[str, int]]:
+    names = [each.name for each in space.dimensions]
+    return [dict(zip(names, values, strict=True)) for values in product(*(each.values for each in space.dimensions))]
+
+
 def test_a_device_whose_speed_is_not_known_asks_for_latency_none(toy: Any, tmp_path: Path) -> None:
     profile = devices("pixel-8")["pixel-8"]
     unknown = replace(profile, hardware=replace(profile.hardware, gflops=None, bandwidth_gb_s=None))
@@ -210,7 +256,7 @@ def test_pruning_walks_down_one_step_at_a_time(toy: Any, tmp_path: Path) -> None
     (tmp_path / "shortlist").mkdir()
     made = shortlist(
         trials,
-        ShortlistConfig(1, 0.9, None, LatencySource.none),
+        shortlist_config(1, 0.9),
         devices("pixel-8")["pixel-8"],
         Workspace(tmp_path / "shortlist", tmp_path / "scratch"),
     )

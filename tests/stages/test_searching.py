@@ -23,7 +23,7 @@ from stages.searching.ranking import ranked, summary
 from stages.searching.trials import Cost, Score, Trial, dominates, front, point, read_trials, write_trials
 from stages.shortlist import shortlist
 from tests.conf import group
-from tests.supernets import score, trial
+from tests.supernets import score, shortlist_config, trial
 
 GRID = st.integers(0, 6).map(lambda value: value / 5)  # 1.2 is beyond the corner
 POINTS = st.lists(st.tuples(GRID, GRID, GRID), max_size=8)
@@ -155,7 +155,7 @@ def listed(
     candidates: int = 2,
 ) -> list[int]:
     path.mkdir()
-    config = ShortlistConfig(candidates, bytes_, latency, LatencySource.roofline)
+    config = shortlist_config(candidates, bytes_, latency)
     made = shortlist(trials, config, device, Workspace(path, path / "scratch")).candidates()
     return [each["architecture"]["depth"] for each in made]
 
@@ -190,7 +190,7 @@ def test_candidates_say_nothing_of_their_device(tmp_path: Path) -> None:
     """So that devices with the same candidates recover them once."""
     path = tmp_path / "out"
     path.mkdir()
-    config, work = ShortlistConfig(1, 0.5, None, LatencySource.roofline), Workspace(path, tmp_path / "scratch")
+    config, work = shortlist_config(1, 0.5), Workspace(path, tmp_path / "scratch")
     (found,) = shortlist(searched(tmp_path / "trials"), config, budgets(), work).candidates()
     assert found == {
         "architecture": {"depth": 5},
@@ -223,18 +223,23 @@ def test_other_budgets_choose_among_the_same_trials(tmp_path: Path) -> None:
 @pytest.mark.parametrize("change", [{"candidates": 0}, {"bytes": 0.0}, {"latency": -1.0}], ids=str)
 def test_a_shortlist_that_lists_nobody_is_refused_at_plan_time(change: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"shortlist.{next(iter(change))}"):
-        checks.shortlist(replace(ShortlistConfig(1, None, None, LatencySource.roofline), **change), budgets())
-    checks.shortlist(ShortlistConfig(1, None, 0.5, LatencySource.roofline), budgets())
+        checks.shortlist(replace(shortlist_config(), **change), budgets())
+    checks.shortlist(shortlist_config(latency=0.5), budgets())
+
+
+def told(latency: LatencySource) -> ShortlistConfig:
+    config = shortlist_config(latency=0.5)
+    return replace(config, search=replace(config.search, latency=latency))
 
 
 def test_bounds_on_what_nobody_knows_are_refused_at_plan_time() -> None:
-    checks.shortlist(ShortlistConfig(1, None, 0.5, LatencySource.none), budgets(size_mib=1.0))
+    checks.shortlist(told(LatencySource.none), budgets(size_mib=1.0))
     with pytest.raises(ConfigError, match=r"budgets.token_ms bounds the latency, and search.latency is none"):
-        checks.shortlist(ShortlistConfig(1, None, 0.5, LatencySource.none), budgets(token_ms=1.0))
+        checks.shortlist(told(LatencySource.none), budgets(token_ms=1.0))
     unknown = replace(budgets(), hardware=replace(budgets().hardware, gflops=None))
     with pytest.raises(ConfigError, match=r"without hardware.gflops"):
-        checks.shortlist(ShortlistConfig(1, None, 0.5, LatencySource.roofline), unknown)
-    checks.shortlist(ShortlistConfig(1, None, 0.5, LatencySource.host), unknown)
+        checks.shortlist(told(LatencySource.roofline), unknown)
+    checks.shortlist(told(LatencySource.host), unknown)
 
 
 CANDIDATE = {"architecture": {"depth": 2}, "parameters": 500_000}
