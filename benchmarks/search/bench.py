@@ -1,7 +1,8 @@
 """What all parts share: the supernet, the searches, recovered subnets and what they answer."""
 
 import json
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ from stages.schema.search import LatencySource, RecoverConfig
 from stages.search import search
 from stages.searching.costs import Costs
 from stages.searching.recovery import recover_candidate
-from stages.searching.trials import Cost, Score
+from stages.searching.refinement import order, refined
+from stages.searching.trials import Cost, Score, Trial
 from stages.supernet import supernet
 
 # What each step's result depends on, of stages/, beside the configuration and its inputs.
@@ -33,6 +35,7 @@ _SEARCHING = tuple(f"searching/{name}.py" for name in ("costs", "exploring", "ju
 SOURCES = {
     "supernet": (*_ELASTIC, "supernet.py"),
     "search": (*_ELASTIC, *_SEARCHING, *_PRICES, "search.py"),
+    "listed": (*_ELASTIC, *_SEARCHING, *_PRICES, "searching/refinement.py"),
     "recovered": (*_ELASTIC, "searching/recovery.py", "searching/judge.py"),
     "answers": (*_MODEL, "baseline.py", "evaluation/torch_answers.py", "evaluation/scores.py"),
     "host": (*_MODEL, "devices/host.py", "lowering/onnx", "runtimes/ort.py"),
@@ -69,6 +72,22 @@ class Bench:
                 config=configs.search,
             )
         )
+
+    def listed(self, fitting: dict[str, Trial], fits: Callable[[Cost], bool], bounds: str) -> list[dict[str, Any]]:
+        """The candidates among trials that fit, by mark, and what lies beside the best of them; bounds: what `fits`
+        says, in words."""
+        source, config = self.supernet(True), self.configs.shortlist
+        costs = self.costs(LatencySource.roofline)
+
+        def make(work: Workspace) -> None:
+            found = refined(fitting, source.space(), costs.of, fits, config, work)
+            best = sorted(found.values(), key=order)[: config.candidates]
+            rows = [{"architecture": dict(each.architecture), "score": asdict(each.score)} for each in best]
+            (work.out / "candidates.json").write_text(json.dumps(rows), encoding="utf-8")
+
+        of = (_model(source), config, sorted(fitting), bounds)
+        place = self.steps.made("listed", make, of=of, sources=SOURCES["listed"], supernet=source, config=config)
+        return list(json.loads((place / "candidates.json").read_text(encoding="utf-8")))
 
     def recovered(self, trained: bool, architecture: Architecture, steps: int | None = None) -> Recovered:
         """The architecture cut out of the supernet (not trained: of the sorted model), after so many steps of the

@@ -6,16 +6,13 @@ from typing import Any
 
 from engine.figures import Figure
 
-from pipelines.errors import StageError
 from search.bench import Bench, Recovered
-from search.settings import DEVICE
 from search.tables import columns, percent, share
 from search.uniform import DESIGNS, Design, largest
 from stages.artifacts import Checkpoint
 from stages.evaluation.bootstrap import Retention
 from stages.schema.search import LatencySource
 from stages.searching.ranking import ranked
-from stages.searching.selection import selected
 from stages.searching.studies import mark
 from stages.searching.trials import Cost, Trial
 from stages.searching.words import described
@@ -129,21 +126,12 @@ def _searched(bench: Bench, bounds: Contest, made: dict[str, Checkpoint]) -> lis
 
 
 def _candidates(bench: Bench, bounds: Contest) -> list[dict[str, Any]]:
-    """As the shortlist stage chooses; by parameters, which it knows nothing of, in the same order."""
-    trials, config, device = bench.trials("nsga2"), bench.configs.shortlist, bench.configs.devices[DEVICE]
-    if bounds.parameters == 1:
-        try:
-            return selected(trials, replace(config, bytes=bounds.bytes, latency=bounds.latency), device)
-        except StageError:  # none fits
-            return []
+    """As the shortlist stage chooses, refinement and all; bounds.fits says what may be listed."""
     costs, fitting = bench.costs(LatencySource.roofline), dict[str, Trial]()
-    for trial in trials.trials():
+    for trial in bench.trials("nsga2").trials():
         if trial.score.whole and bounds.fits(costs.of(trial.architecture), costs.full):
             fitting.setdefault(mark(trial.architecture), trial)
-    best = sorted(fitting.values(), key=lambda trial: (-trial.score.accuracy, trial.score.loss, trial.cost.byte_share))
-    return [
-        {"architecture": dict(trial.architecture), "score": asdict(trial.score)} for trial in best[: config.candidates]
-    ]
+    return bench.listed(fitting, lambda cost: bounds.fits(cost, costs.full), repr(bounds)) if fitting else []
 
 
 def _priced(row: Row, cost: Cost, full: Cost) -> Row:
