@@ -12,7 +12,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from pipelines.errors import ConfigError, suggestion
+from pipelines.errors import ConfigError, nearest, suggestion
 
 
 def check(where: str, group: str, value: Mapping[str, Any], schema: type) -> dict[str, Any]:
@@ -35,7 +35,8 @@ def check(where: str, group: str, value: Mapping[str, Any], schema: type) -> dic
         raise ConfigError(f"{where}: {group}.{error.full_key} has no value") from error
     except ValidationError as error:
         key = ".".join(filter(None, (group, str(error.full_key or ""))))
-        raise ConfigError(f"{where}: {key}: {first_line(error)}", hint=expected(schema, error.full_key)) from error
+        hint = choices(error) or expected(schema, error.full_key)
+        raise ConfigError(f"{where}: {key}: {first_line(error)}", hint=hint) from error
     except OmegaConfBaseException as error:
         raise ConfigError(f"{where}: {group}: {first_line(error)}") from error
     if not isinstance(found, dict):
@@ -114,6 +115,12 @@ def expected(schema: type, key: Any) -> str:
     name = str(key or "").partition(".")[0].partition("[")[0]
     kind = types.get(name)
     return f"expected {getattr(kind, '__name__', kind)}" if kind is not None else ""
+
+
+def choices(error: Exception) -> str:
+    """Return the nearest of the values that an Enum has, where the error is of one that it has not."""
+    found = re.search(r"Invalid value '(.*)', expected one of \[(.*)\]", first_line(error))
+    return nearest(found[1], found[2].split(", ")) if found else ""
 
 
 def plain(value: Any) -> Any:

@@ -10,6 +10,7 @@ import re
 from dataclasses import asdict
 
 from pipelines.errors import ConfigError, nearest
+from pipelines.typed import first_line
 from stages.devices.hardware import check_predictable
 from stages.evaluation.names import MODEL_METRICS, PARITY_METRICS, PREDICTED_METRICS, TASK_METRICS, TASKS
 from stages.lowering.limits import HEXAGON, Problem, block_size, chunk_size, coreml_sizes, coreml_system
@@ -261,6 +262,22 @@ def search(config: SearchConfig, device: DeviceProfile | None = None) -> None:
         )
     if config.storage.kind is StorageKind.grpc and not re.fullmatch(r".+:\d+", config.storage.url or ""):
         raise ConfigError(f"search.storage.url is {config.storage.url!r}", hint="expected HOST:PORT")
+    if config.storage.kind is StorageKind.rdb:
+        _check_database(str(config.storage.url))
+
+
+def _check_database(url: str) -> None:
+    """Raise ConfigError for what names no database that could be opened from here; nothing is opened."""
+    from sqlalchemy import make_url  # of Optuna's own; others do without
+
+    try:
+        make_url(url).get_dialect().import_dbapi()
+    except Exception as cause:  # SQLAlchemy's, and each driver's own
+        raise ConfigError(
+            f"search.storage.url names no database: {first_line(cause)}",  # not the URL: it may hold a password
+            hint="expected an address as SQLAlchemy writes it, such as sqlite:////FOLDER/search.db, and its driver "
+            "installed; search.storage.kind=journal needs neither",
+        ) from cause
 
 
 def shortlist(config: ShortlistConfig, device: DeviceProfile) -> None:

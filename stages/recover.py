@@ -27,6 +27,7 @@ def recover(
     result = Checkpoint(work.out)
     result.write_json("ranking.json", ranking)
     (work.out / "summary.txt").write_text("\n".join(summary(ranking)) + "\n", encoding="utf-8")
-    for row in ranking["candidates"]:
-        work.metric("recovered_accuracy", row["recovered"]["accuracy"], row["place"])
+    chosen = ranking["candidates"][ranking["chosen"]]
+    work.metric("recovered_accuracy", chosen["recovered"]["accuracy"])
+    work.metric("supernet_accuracy", chosen["score"]["accuracy"])
     return result

@@ -8,11 +8,11 @@ from typing import Any
 from pipelines.workspace import Workspace
 from stages.artifacts import Trials
 from stages.schema import DeviceProfile, SearchConfig
-from stages.schema.search import Sampler
+from stages.schema.search import LatencySource, Sampler
 from stages.searching.costs import Costs
 from stages.searching.hypervolume import hypervolume
 from stages.searching.plot import plot
-from stages.searching.trials import Trial, front, point, write_trials
+from stages.searching.trials import Cost, Trial, front, point, write_trials
 from stages.searching.words import described, mebibytes
 
 RATIO = "search.hypervolume_ratio"
@@ -44,7 +44,7 @@ def conclude(
         },
     )
     plot(result.path / "frontier.svg", trials, frontier)
-    lines = [*_verdict(volumes, ratio, config), *_rows(frontier)]
+    lines = [*_verdict(volumes, ratio, config), *_rows(frontier, costs.full, config)]
     (result.path / "summary.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     result.write_json("gates.json", {"gates": _gates(volumes, ratio, config)})
     for by, values in volumes.items():
@@ -86,7 +86,7 @@ def _verdict(volumes: Mapping[str, Sequence[float]], ratio: float | None, config
     lines = []
     for by, values in volumes.items():
         each = ", ".join(f"{value:.4f}" for value in values)
-        lines.append(f"hypervolume of {by}: {fmean(values):.4f} ({each})")
+        lines.append(f"hypervolume of {by}: {fmean(values):.4f} (by seed: {each})")
     if ratio is not None:
         beaten = "beats random search" if ratio > 1 else "does NOT beat random search"
         lines.append(
@@ -95,14 +95,28 @@ def _verdict(volumes: Mapping[str, Sequence[float]], ratio: float | None, config
     return lines
 
 
-def _rows(frontier: Sequence[Trial]) -> list[str]:
-    """The frontier's points, or so many of them, evenly by place."""
+def _rows(frontier: Sequence[Trial], full: Cost, config: SearchConfig) -> list[str]:
+    """The frontier's points, or so many of them, evenly by place; before them what their shares are of."""
     count = min(_SHOWN, len(frontier))
     shown = [frontier[round(place * (len(frontier) - 1) / max(1, count - 1))] for place in range(count)]
-    lines = [f"the frontier: {len(frontier)} architectures" + (f", {count} of them:" if count < len(frontier) else ":")]
+    lines = [f"the full model: {_full(full, config)}"]
+    lines += [
+        f"the frontier: {len(frontier)} architectures" + (f", {count} of them:" if count < len(frontier) else ":"),
+        "  (right: on the supernet, before recovery; x: shares of the full model, means over the devices)",
+    ]
     for trial in shown:
         size = mebibytes(max(trial.cost.bytes.values()))
         shares = f"{trial.cost.byte_share:.2f} x bytes ({size})"
         shares += f", {trial.cost.latency_share:.2f} x latency" if trial.cost.latency else ""
         lines.append(f"  {100 * trial.score.accuracy:5.1f} % right, {shares}: {described(trial.architecture)}")
     return lines
+
+
+def _full(full: Cost, config: SearchConfig) -> str:
+    """What the full model takes on each device, and how its time is known."""
+    how = "measured on this machine" if config.latency is LatencySource.host else "predicted"
+    parts = []
+    for name, size in full.bytes.items():
+        time = f", {full.latency[name]['answer_ms']:.3g} ms an answer ({how})" if name in full.latency else ""
+        parts.append(f"{name} {mebibytes(size)}{time}")
+    return "; ".join(parts)

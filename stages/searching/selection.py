@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import ceil
 from typing import Any
 
 from pipelines.errors import StageError
@@ -97,5 +98,6 @@ def _infeasible(trials: Sequence[Trial], bounds: Mapping[str, Sequence[Bound]], 
     return StageError(
         f"{device.name}: none of {len(trials)} architectures keeps the budgets. The nearest misses {missed}{met}; "
         f"it has {100 * nearest.score.accuracy:.1f} % right on the supernet: {described(nearest.architecture)}",
-        hint=f"Allow {worst(nearest):.2f} times as much, let supernet.space shrink further, or quantize to fewer bits.",
+        hint=f"Allow {ceil(100 * worst(nearest)) / 100:.2f} times as much, let supernet.space shrink further, or "
+        "quantize to fewer bits.",
     )

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import re
 import warnings
 from pathlib import Path
 
@@ -29,11 +30,16 @@ def opened(config: StorageConfig, folder: Path) -> optuna.storages.BaseStorage:
             return proxy
         return optuna.storages.RDBStorage(str(config.url))
     except Exception as cause:  # grpc's, SQLAlchemy's and each driver's own
-        text = " ".join(str(cause).split())[:300] or type(cause).__name__
+        text = _shown(" ".join(str(cause).split()))[:300] or type(cause).__name__
         raise StageError(
-            f"search.storage: {config.kind.value} at {config.url} cannot be opened: {text}",
+            f"search.storage: {config.kind.value} at {_shown(str(config.url))} cannot be opened: {text}",
             hint="Is it running, and its driver installed? search.storage.kind=journal needs neither.",
         ) from cause
+
+
+def _shown(text: str) -> str:
+    """Without the password of an address."""
+    return re.sub(r"(://[^:/@\s]*):[^@/\s]*@", r"\1:***@", text)
 
 
 def _journal(path: Path) -> optuna.storages.BaseStorage:

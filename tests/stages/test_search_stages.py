@@ -84,6 +84,7 @@ def test_a_search_leaves_its_trials_and_what_they_come_to(toy: Any, found: Any) 
     assert summary[0].startswith("hypervolume of nsga2: ") and any(
         line.startswith("the frontier: ") for line in summary
     )
+    assert any("the full model: " in line and "ms an answer (predicted)" in line for line in summary)
     assert {event.name for event in events if isinstance(event, Metric)} >= {"hypervolume.nsga2", "hypervolume.random"}
 
 

@@ -273,6 +273,8 @@ def test_a_storage_that_does_not_answer(kind: StorageKind, url: str, message: st
         {"designs": [1.5]},
         {"prune": 1.0},
         {"storage": StorageConfig(StorageKind.rdb, None, "search")},
+        {"storage": StorageConfig(StorageKind.rdb, "search.db", "search")},
+        {"storage": StorageConfig(StorageKind.rdb, "nonsense://somewhere", "search")},
         {"storage": StorageConfig(StorageKind.grpc, "host", "search")},
     ],
     ids=str,
