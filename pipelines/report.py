@@ -93,6 +93,9 @@ def device_section(
     yield "</table>"
     parity = ", ".join(f"{html.escape(name)} {number(value)}" for name, value in mapping(metrics, "parity").items())
     yield f"<p>Parity with the dequantized model: {parity or 'not measured'}</p>"
+    if predicted := mapping(metrics, "predicted"):
+        values = ", ".join(f"{html.escape(name)} {number(value)}" for name, value in predicted.items())
+        yield f"<p>Predicted, not measured: {values}</p>"
     failed = [gate for gate in gates if not gate["passed"]]
     yield f"<p>{len(gates) - len(failed)} of {len(gates)} gates passed</p>"
     yield from (f'<p class="bad">{html.escape(describe(gate))}</p>' for gate in failed)

@@ -35,6 +35,8 @@ def device_table(
     parity = mapping(metrics, "parity")
     if parity:
         yield "  parity        " + ", ".join(f"{name} {number(value)}" for name, value in parity.items())
+    if predicted := mapping(metrics, "predicted"):
+        yield "  predicted     " + ", ".join(f"{name} {number(value)}" for name, value in predicted.items())
     if metrics.get("risks"):
         yield f"  risks         {metrics['risks']} found by static rules; 'tapeout report' lists them"
     failed = [gate for gate in gates if not gate["passed"]]
