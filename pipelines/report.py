@@ -94,7 +94,7 @@ def device_section(
     parity = ", ".join(f"{html.escape(name)} {number(value)}" for name, value in mapping(metrics, "parity").items())
     yield f"<p>Parity with the dequantized model: {parity or 'not measured'}</p>"
     if predicted := mapping(metrics, "predicted"):
-        values = ", ".join(f"{html.escape(name)} {number(value)}" for name, value in predicted.items())
+        values = ", ".join(f"{html.escape(name)} {value:.3g}" for name, value in predicted.items())
         yield f"<p>Predicted, not measured: {values}</p>"
     failed = [gate for gate in gates if not gate["passed"]]
     yield f"<p>{len(gates) - len(failed)} of {len(gates)} gates passed</p>"

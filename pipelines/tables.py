@@ -36,7 +36,7 @@ def device_table(
     if parity:
         yield "  parity        " + ", ".join(f"{name} {number(value)}" for name, value in parity.items())
     if predicted := mapping(metrics, "predicted"):
-        yield "  predicted     " + ", ".join(f"{name} {number(value)}" for name, value in predicted.items())
+        yield "  predicted     " + ", ".join(f"{name} {value:.3g}" for name, value in predicted.items())
     if metrics.get("risks"):
         yield f"  risks         {metrics['risks']} found by static rules; 'tapeout report' lists them"
     failed = [gate for gate in gates if not gate["passed"]]

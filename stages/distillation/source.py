@@ -115,8 +115,8 @@ def _check_prompt(settings: dict[str, Any], tokenizer: Tokenizer) -> None:
         raise StageError(
             f"the training questions end in {END} and are asked as {TEMPLATE!r}; preprocessing.json has the "
             f"end_token {found[1]} and the prompt_template {found[0]!r}",
-            hint="Only a model that learned these questions can be searched or trained here: set search=off, or a quantize "
-            "method without training.",
+            hint="Only a model that learned these questions can be searched or trained here: set search=off, or a "
+            "quantize method without training.",
         )
     longest = max(len(tokenizer.encode(line).ids) for line in corpus())
     if longest + 2 > LENGTH:
