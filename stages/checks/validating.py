@@ -1,0 +1,87 @@
+"""What is measured, and the gates on it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from pipelines.errors import ConfigError, nearest
+from stages.devices.hardware import check_predictable
+from stages.evaluation.names import MODEL_METRICS, PARITY_METRICS, PREDICTED_METRICS, TASK_METRICS, TASKS
+from stages.schema import DeviceProfile, Gate, QuestionsConfig, ValidateConfig, ValidationKind
+
+
+def asks_questions(config: ValidateConfig, device: DeviceProfile) -> bool:
+    """Whether validation needs the float model's answers."""
+    return config.kind is ValidationKind.questions
+
+
+def compares_numbers(config: ValidateConfig, device: DeviceProfile) -> bool:
+    """Whether validation needs torch's numbers."""
+    return config.kind is ValidationKind.parity
+
+
+def validation(config: ValidateConfig, device: DeviceProfile | None = None) -> None:
+    """Raise ConfigError for a gate on what is not measured, or one that says nothing, and for an idle bootstrap."""
+    if config.resamples < 1:
+        raise ConfigError(f"validate.resamples is {config.resamples}", hint="expected 1 or more; 2000 is usual")
+    if config.threads < 1:
+        raise ConfigError(f"validate.threads is {config.threads}", hint="expected 1 or more")
+    if not 0 < config.confidence < 1:
+        raise ConfigError(
+            f"validate.confidence is {config.confidence}", hint="expected more than 0 and less than 1, such as 0.95"
+        )
+    for gate in config.gates:
+        _check_gate(gate, config.kind)
+    if device:
+        _check_budgets(config, device)
+
+
+def questions(config: QuestionsConfig, device: DeviceProfile | None = None) -> None:
+    """Raise ConfigError where nothing would be asked."""
+    if config.per_task < 1:
+        raise ConfigError(f"questions.per_task is {config.per_task}", hint="expected 1 or more; 150 is usual")
+
+
+def _check_budgets(config: ValidateConfig, device: DeviceProfile) -> None:
+    """Raise ConfigError for a budget that nothing keeps, and for a bound on latency where none can be predicted."""
+    budgets = asdict(device.budgets)
+    for name, bound in budgets.items():
+        if bound is not None and bound <= 0:
+            raise ConfigError(
+                f"device {device.name}: budgets.{name} is {bound}",
+                hint="expected a number above 0, or null for no limit",
+            )
+    bounded = any(bound is not None for name, bound in budgets.items() if name.endswith("_ms"))
+    if bounded or any(gate.metric in PREDICTED_METRICS for gate in config.gates):
+        check_predictable(device)
+
+
+def _check_gate(gate: Gate, kind: ValidationKind) -> None:
+    known = PARITY_METRICS if kind is ValidationKind.parity else (*TASK_METRICS, *MODEL_METRICS)
+    if gate.metric in (*TASK_METRICS, *PARITY_METRICS) and gate.metric not in known:
+        raise ConfigError(
+            f"validate.gates: {gate.metric} is not measured where validate.kind is {kind.value}",
+            hint=f"it measures: {', '.join(known)}",
+        )
+    if gate.metric not in known:
+        raise ConfigError(
+            f"validate.gates: there is no metric '{gate.metric}'",
+            hint=nearest(gate.metric, known) or f"metrics: {', '.join(known)}",
+        )
+    if gate.task is not None and gate.metric in PARITY_METRICS:
+        raise ConfigError(
+            f"validate.gates: {gate.metric} is not measured task by task; found task '{gate.task}'",
+            hint="set task: null",
+        )
+    if gate.task is not None and gate.task not in TASKS:
+        raise ConfigError(
+            f"validate.gates: there is no task '{gate.task}'",
+            hint=nearest(gate.task, TASKS) or f"tasks: {', '.join(TASKS)}",
+        )
+    if gate.min is None and gate.max is None:
+        raise ConfigError(f"validate.gates: the gate on {gate.metric} bounds nothing", hint="give it a min or a max")
+    if gate.min is not None and gate.max is not None and gate.min > gate.max:
+        raise ConfigError(
+            f"validate.gates: the gate on {gate.metric} has a min of {gate.min} above its max of {gate.max}",
+            hint="nothing could pass it; exchange them",
+        )
