@@ -159,7 +159,8 @@ def run_here(errand: Errand, folder: Path) -> Iterator[Report | Outcome]:
                 mapped = RayItems(errand, local.items)
                 stack.callback(mapped.close)
             if mapped is not None:
-                yield from mapped.step(0.2 if local.items.waits(task.node) else 0.0)
+                for report in mapped.step(0.2 if local.items.waits(task.node) else 0.0):  # noqa: UP028
+                    yield report  # Ray sends into its generators, and a list takes nothing
                 local.answer()
             if os.getppid() != PARENT:  # the machine counts as lost, and the task is tried elsewhere: stop here
                 os._exit(1)

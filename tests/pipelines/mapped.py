@@ -44,6 +44,7 @@ def score(item, checkpoint: Folder, config, devices, work):
     began = time.monotonic()
     work.metric("width", item["width"], item["width"])
     print("scored", item["width"])
+    work.progress(0, 1, "an item of its own")
     time.sleep(config.seconds)
     trace = Path(config.trace)
     trace.mkdir(exist_ok=True)
