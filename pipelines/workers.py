@@ -87,8 +87,9 @@ class LocalExecutor:
         self._place(task, None)
 
     def _place(self, task: Task, piece: Piece | None) -> None:
-        """Give a task to the idle process that knows most of it, or to a new one."""
-        idle = [worker for worker in self.workers if worker.task is None]
+        """Give a task to the idle process that knows most of it, or to a new one. A process that serves a stage's items
+        ends with that stage, and so is given no other stage."""
+        idle = [worker for worker in self.workers if worker.task is None and (piece or not worker.served)]
         served = task.node if piece else ""
         chosen = max(idle, key=lambda each: (task.run in each.ran, each.served == served), default=None)
         self._give(chosen or self._start(task), task, piece)

@@ -349,3 +349,31 @@ def test_a_call_costs_little(toy: Toy) -> None:
     result = toy.build("search.count=1000", "--jobs", "1")
     assert result.status == 0, result.err
     assert measurements(result.summary) < [5.0]
+
+
+def test_a_stage_is_not_ended_with_another_whose_items_its_process_could_have_served(toy: Toy) -> None:
+    """Two stages begin while one process idles that has served an item of a third, which then ends before them."""
+    toy.edit("toystages/score.py", "time.sleep(config.seconds)", 'time.sleep(config.seconds * item["width"])')
+    toy.write(
+        "toystages/slow.py",
+        "import time\n\n\ndef gate(checkpoint, work):\n    time.sleep(1.0)\n    (work.out / 'a').write_text('a')\n\n\n"
+        "def slow1(gate, work):\n    time.sleep(3.0)\n    (work.out / 'a').write_text('b')\n\n\n"
+        "def slow2(gate, work):\n    slow1(gate, work)\n",
+    )
+    stages = "".join(
+        f"  {name}: {{run: toystages.slow.{name}, needs: {{{need}}}}}\n"
+        for name, need in (("gate", "checkpoint: load"), ("slow1", "gate: gate"), ("slow2", "gate: gate"))
+    )
+    pipeline = (toy.root / "conf/pipeline/main.yaml").read_text()
+    toy.write("conf/pipeline/main.yaml", pipeline.rstrip("\n") + "\n" + stages)
+    words = ["build", "search.count=2", "search.seconds=2.0", "executor.jobs=4", "--json"]
+    ended = subprocess.run(
+        [sys.executable, "-m", "pipelines.cli", *words],
+        cwd=toy.root,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert {node["status"] for node in json.loads(ended.stdout)["nodes"]} == {"built"}
