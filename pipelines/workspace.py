@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,7 +120,6 @@ class Workspace:
         """
         maps = self._maps
         if maps is None:
-            from pipelines.mapping import InProcess
-
-            maps = InProcess(self, self._given)
+            mapping = importlib.import_module(f"{__package__}.mapping")  # computed: else each key held the engine
+            maps = mapping.InProcess(self, self._given)
         return maps.map(function, items, folders, cpus, memory_mib)

@@ -77,7 +77,7 @@ def in_this_process(toy: Toy, tmp_path: Path) -> list[Any]:
     given = {"checkpoint": checkpoint, "config": config, "devices": devices}
     work = Workspace(tmp_path, tmp_path / "scratch", events.append, given=given)
     search(checkpoint, config, devices, work)
-    assert len(events) == 12  # six of the stage's and six of what it mapped
+    assert len(events) == 18  # six of the stage's and six of what it mapped
     return json.loads((tmp_path / "found.json").read_text())
 
 
