@@ -104,26 +104,35 @@ def settings(task: Task) -> Any:
     """Return the stage's configuration as its dataclass, or with attribute access where it has none."""
     from omegaconf import OmegaConf
 
-    schema = schemas(task).get(task.config_group or "")
-    return typed.build(task.config or {}, schema) if schema else OmegaConf.create(dict(task.config or {}))
+    schema, values = schemas(task).get(task.config_group or ""), dict(task.config or {})
+    if schema is None:
+        return OmegaConf.create(values)
+    return limited(task, "config", values, schema, "config_fields")
 
 
 def profile(task: Task, called: str, values: Mapping[str, Any]) -> Any:
-    """Return a device's profile with the fields that the stage has declared; reading another one is an error.
-
-    Were it not, two devices that differ there would wrongly share a node. called: what the stage calls the profile.
-    """
-    values = dict(values)
+    """Return a device's profile with the fields that the stage has declared. called: what the stage calls it."""
     schema = schemas(task).get("device", object)
+    return limited(task, called, dict(values), schema, "device_fields")
+
+
+def limited(task: Task, called: str, values: dict[str, Any], schema: type, key: str) -> Any:
+    """Return an instance of `schema` with the fields in `values`; reading another one is an error.
+
+    Were it not, a node would depend on what is not in its key. called: what the stage calls it; key: what declares its
+    fields.
+    """
     names = {field.name for field in dataclasses.fields(schema)} if dataclasses.is_dataclass(schema) else set()
+    if names and names <= set(values):
+        return typed.build(values, schema)
 
     def read(self: object, name: str) -> Any:
         if name in names and name not in values:
-            raise StageError(f"{task.run} reads {called}.{name}", hint=f"declare it: device_fields: [..., {name}]")
+            raise StageError(f"{task.run} reads {called}.{name}", hint=f"declare it: {key}: [..., {name}]")
         return object.__getattribute__(self, name)
 
-    limited = type(schema.__name__, (schema,), {"__getattribute__": read})
-    instance: Any = object.__new__(limited)
+    part = type(schema.__name__, (schema,), {"__getattribute__": read})
+    instance: Any = object.__new__(part)
     vars(instance).update(typed.build_part(values, schema) if names else values)
     return instance
 

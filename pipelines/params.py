@@ -111,7 +111,9 @@ def keys_of(values: Mapping[str, Any], node: Node) -> list[str]:
     """
     stage, found = node.stage, {f"pipeline.stages.{node.stage.name}"}
     if stage.config and stage.config in values and stage.config not in OWN_GROUPS:
-        found.add(stage.config)
+        found |= (
+            {stage.config} if stage.config_fields is None else {f"{stage.config}.{key}" for key in stage.config_fields}
+        )
     for name in node.devices if stage.per else tuple(node.profiles or ()):
         profile = values["device"][name]
         fields: list[str] = []

@@ -93,7 +93,7 @@ def make_plan(project: Project, config: Config) -> Plan:
                 name,
                 stage,
                 group,
-                config_of(config, stage, first),
+                settings_of(config, stage, first),
                 slice_of(config, stage, first),
                 needs[first],
                 folder,
@@ -170,7 +170,7 @@ def sharing(
             device if stage.bundle else None,
             dict(needs[device]),
             slice_of(config, stage, device),
-            config_of(config, stage, device),
+            settings_of(config, stage, device),
         ]
         groups.setdefault(hash_json(mark), []).append(device)
     return [tuple(group) for group in groups.values()]
@@ -195,10 +195,18 @@ def code_of(config: Config, stage: StageSpec) -> tuple[str, ...]:
 
 
 def config_of(config: Config, stage: StageSpec, device: str | None) -> dict[str, Any] | None:
-    """Return the stage's slice of the configuration, with the device's own overrides in it."""
+    """Return the stage's group of the configuration, with the device's own overrides in it."""
     if stage.config is None:
         return None
     return config.departures.get(device or "", {}).get(stage.config) or config.groups[stage.config]
+
+
+def settings_of(config: Config, stage: StageSpec, device: str | None) -> dict[str, Any] | None:
+    """Return what the stage may read of its configuration for a device."""
+    values = config_of(config, stage, device)
+    return (
+        values if values is None or stage.config_fields is None else {key: values[key] for key in stage.config_fields}
+    )
 
 
 def slice_of(config: Config, stage: StageSpec, device: str | None) -> dict[str, Any] | None:
@@ -225,8 +233,17 @@ def check_stage(project: Project, config: Config, stage: StageSpec) -> None:
     if stage.config is not None and stage.config not in config.groups:
         hint = suggestion(stage.config, config.groups, "groups")
         raise PlanError(f"{where}: stage {stage.name}: there is no group '{stage.config}'", hint=hint)
+    for field in stage.config_fields or ():
+        known = config.groups[stage.config] if stage.config else {}
+        if field not in known:
+            raise PlanError(
+                f"{where}: stage {stage.name}: config_fields: its group has no '{field}'",
+                hint=suggestion(field, known, f"{stage.config} has"),
+            )
     for key in stage.sources:
-        if stage.config is None or key not in config.groups[stage.config]:
+        if key not in (
+            config.groups.get(stage.config or "", {}) if stage.config_fields is None else stage.config_fields
+        ):
             raise PlanError(f"{where}: stage {stage.name}: sources: '{key}' is no key of its configuration group")
     for device, profile in config.devices.items():
         for field in stage.device_fields or ():
@@ -242,7 +259,14 @@ def check_node(config: Config, node: Node) -> None:
     if node.stage.check is None:
         return
     for device in node.devices if node.stage.per else (None,):
-        asked(config, node.stage, node.stage.check, f"stage {node.stage.name}: check", node.config, device)
+        asked(
+            config,
+            node.stage,
+            node.stage.check,
+            f"stage {node.stage.name}: check",
+            config_of(config, node.stage, device),
+            device,
+        )
 
 
 def asked(

@@ -15,6 +15,7 @@ GIVEN = ("config", "device", "devices", "item", "work")  # parameters that no ar
 NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")  # package.module.NAME
 KINDS: Mapping[str, tuple[type, str]] = {
     "config": (str, "the name of a group"),
+    "config_fields": (list, "a list of names"),
     "needs": (Mapping, "a mapping of parameters to stages"),
     "when": (Mapping, "a mapping of parameters to package.module.function"),
     "code": (list, "a list of GROUP.KEY"),
@@ -54,6 +55,7 @@ class StageSpec:
     run            the stage function, as package.module.function
     schemas        the pipeline's, of which `config` and `device` are made
     config         the configuration group that it is given as `config`, or None
+    config_fields  the keys of that group that it may read; None: all. A change of the others is no change for it
     needs          {parameter: stage}: the artifacts that it is given
     when           {parameter: a light function(config, device)}: a need that is dropped where it says False. A stage
                    that others need in the pipeline, and nobody in the plan, is left out of it
@@ -82,6 +84,7 @@ class StageSpec:
     run: str
     schemas: str | None = None
     config: str | None = None
+    config_fields: tuple[str, ...] | None = None
     needs: Mapping[str, str] = field(default_factory=dict)
     when: Mapping[str, str] = field(default_factory=dict)
     skip: Mapping[str, str] = field(default_factory=dict)
