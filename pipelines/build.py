@@ -13,6 +13,7 @@ from pipelines.history import Journal, check_free, history_of
 from pipelines.plan import Plan
 from pipelines.project import Project
 from pipelines.run import Run
+from pipelines.sharing import sharing_of
 from pipelines.summary import Summary
 
 
@@ -42,6 +43,7 @@ def build(
             check_free(history_of(project), name, config.overrides)
         checkout.clear()
         run = Run(project, config, plan, display, checkout, jobs, keep_going)
+        run.summary.report, run.summary.shared = getattr(config.pipeline, "report", None), sharing_of(plan)
         run.journal = journal = Journal(run.history, plan.nodes, config.overrides)
         try:
             run.all()

@@ -182,7 +182,9 @@ def show_summary(summary: Summary) -> None:
         status: sum(node.status == status for node in summary.nodes)
         for status in ("built", "cached", "failed", "skipped")
     }
-    print(", ".join(f"{count} {status}" for status, count in counts.items() if count) + f"; {summary.seconds:.1f} s")
+    ended = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+    shared = summary.shared.words if summary.shared else []
+    print("; ".join([ended, *shared, f"{summary.seconds:.1f} s"]))
 
 
 def show_sweep(options: argparse.Namespace, summaries: list[tuple[str, Summary]]) -> None:
@@ -198,12 +200,13 @@ def show_sweep(options: argparse.Namespace, summaries: list[tuple[str, Summary]]
 def plan(project: Project, plan: Plan, options: argparse.Namespace) -> int:
     """Print the graph: which nodes would run, and why."""
     from pipelines.explain import graph, preview
+    from pipelines.sharing import sharing_of
 
     rows = list(preview(project, plan))
     if options.json:
-        show_document(options, {"nodes": [row.to_json() for row in rows]})
+        show_document(options, {"nodes": [row.to_json() for row in rows], "saved": sharing_of(plan).saved})
     else:
-        print("\n".join(graph(rows)))
+        print("\n".join(graph(plan, rows)))
     return 0
 
 

@@ -14,6 +14,7 @@ from pipelines.ledger import Record, read_record
 from pipelines.plan import Node, Plan
 from pipelines.project import Project
 from pipelines.reasons import differences, label, name_of, shown, summed_up
+from pipelines.sharing import sharing_of
 
 NOWHERE = "pulled or made elsewhere, or by a build that was stopped"
 PARTS = ("inputs", "config", "device", "devices", "sources", "libraries", "modules", "reads")
@@ -98,13 +99,14 @@ def may_change(plan: Plan, node: Node, known: Mapping[str, str]) -> str:
     return f"input{'s' if len(stages) > 1 else ''} {', '.join(stages)} may change"
 
 
-def graph(rows: list[Row]) -> Iterator[str]:
+def graph(plan: Plan, rows: list[Row]) -> Iterator[str]:
     """Yield the lines of `tapeout plan`: each node, whether it would run, what it needs, and why."""
     cells = [(row.node.name, row.status, f"<- {', '.join(row.needs)}" if row.needs else "", row.why) for row in rows]
     widths = [max((len(each[place]) for each in cells), default=0) for place in range(3)]
     for name, status, needs, why in cells:
         yield f"{name:<{widths[0]}}  {status:<{widths[1]}}  {needs:<{widths[2]}}  {why}".rstrip()
-    yield f"{sum(row.status == 'run' for row in rows)} of {len(rows)} would run"
+    counts = [f"{sum(row.status == 'run' for row in rows)} of {len(rows)} would run"]
+    yield "; ".join([*counts, *sharing_of(plan).words])
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,15 @@ from typing import Any
 from pipelines.gates import failed_gates
 from pipelines.ledger import Record
 from pipelines.plan import Node
+from pipelines.sharing import Sharing
 
 
 @dataclass
 class NodeSummary:
     """status: built, cached, failed or skipped. device: None where all devices share it. memory_mib: its peak.
 
-    summary: what its stage says of its result. figures: {"name", "path"} each, the path relative to the project.
+    needs: the nodes whose results it was given. summary: what its stage says of its result. figures: {"name", "path"}
+    each, the path relative to the project.
     """
 
     name: str
@@ -33,6 +35,7 @@ class NodeSummary:
     memory_mib: int = 0
     summary: str = ""
     figures: list[dict[str, str]] = field(default_factory=list)
+    needs: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -42,6 +45,8 @@ class Summary:
     metrics: of stages that are per device. gates: of all; those of a stage that is one for all devices, for each.
     device: None where there are no devices.
     unrecorded: why dvc.yaml and its like do not tell of this build, or "".
+    report: the pipeline's own report function, as package.module.function, or None. shared: what devices
+    spared each other; None where that was not counted.
     """
 
     nodes: list[NodeSummary] = field(default_factory=list)
@@ -51,6 +56,8 @@ class Summary:
     measurements: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     seconds: float = 0.0
     unrecorded: str = ""
+    report: str | None = None
+    shared: Sharing | None = None
 
     @property
     def passed(self) -> bool:
@@ -88,6 +95,7 @@ class Summary:
             memory_mib=memory_mib,
             summary=summary,
             figures=[{"name": name, "path": f"{node.folder}/{name}"} for name in node.stage.figures] if record else [],
+            needs=list(dict.fromkeys(node.inputs.values())),
         )
         self.nodes.append(entry)
         if record and node.stage.bundle:
@@ -110,6 +118,12 @@ class Summary:
     def to_json(self) -> dict[str, Any]:
         """Return the summary for machines; see design.md."""
         return {**{key: plain(value) for key, value in asdict(self).items()}, "passed": self.passed}
+
+
+def completed(said: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what `to_json` returned, perhaps to an older version: a field that it did not know has its default."""
+    empty = asdict(NodeSummary("", "", None, [], "", 0.0, None, None))
+    return {**Summary().to_json(), **said, "nodes": [{**empty, **node} for node in said.get("nodes", ())]}
 
 
 def judged(metrics: Mapping[str, Any], gates: Iterable[Mapping[str, Any]]) -> list[str | None]:

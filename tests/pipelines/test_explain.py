@@ -26,9 +26,11 @@ def test_plan_shows_the_graph_and_why(toy_built: Toy) -> None:
         "validate        run     <- convert            input convert may change",
         "package-phone   run     <- convert, validate  inputs convert, validate may change",
         "package-tablet  run     <- convert, validate  inputs convert, validate may change",
-        "5 of 6 would run",
+        "5 of 6 would run; 2 devices share: 10 nodes without sharing, 4 saved",
     ]
-    assert toy_built.run("plan").out.splitlines()[-1] == "0 of 6 would run"
+    assert toy_built.run("plan").out.splitlines()[-1].startswith("0 of 6 would run;")
+    assert json.loads(toy_built.run("plan", "--json").out)["saved"] == 4
+    assert toy_built.run("plan", "device=[phone]").out.splitlines()[-1] == "0 of 5 would run"
     assert rows(toy_built)["package-phone"]["needs"] == ["convert", "validate"]
     assert toy_built.files() == before
 
