@@ -1,27 +1,75 @@
-"""`tapeout report`: the last build as one self-contained page."""
+"""`tapeout report`: the last build as one self-contained page.
+
+What the page shows is the pipeline's own matter: its `report` names a function(build: Reported) -> str of HTML. A
+pipeline without one gets the page of pipelines/generic_report.py.
+"""
 
 from __future__ import annotations
 
-import html
-import json
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipelines.config import import_name
 from pipelines.errors import ConfigError
-from pipelines.figures import inline
 from pipelines.files import write_file
-from pipelines.gates import describe
+from pipelines.history import Build, History, history_of
+from pipelines.ledger import read_record
 from pipelines.project import Project
 from pipelines.sealed import read_sealed
-from pipelines.summary import judged
-from pipelines.tables import mapping, mebibytes, number, percent, size_of, tasks_of
 
-STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:#1b1b1b}
-table{border-collapse:collapse;margin:.5rem 0 1.5rem}
-th,td{padding:.2rem .8rem;border-bottom:1px solid #ddd;text-align:right}
-pre{overflow-x:auto}img{max-width:100%}
-th:first-child,td:first-child{text-align:left}.bad{color:#b00020;font-weight:600}.good{color:#1a7f37}"""
+
+@dataclass(frozen=True)
+class ReportedNode:
+    """A node of the build as its summary tells it, and what is left of it.
+
+    needs: the nodes whose results it was given. folder: its artifact, or None where that is not here any more or is
+    another build's. ingredients: all that went into its key; {} likewise. The rest: pipelines/summary.py.
+    """
+
+    name: str
+    stage: str
+    device: str | None
+    devices: tuple[str, ...]
+    status: str
+    seconds: float
+    key: str | None
+    digest: str | None
+    size: int
+    why: str
+    error: str
+    memory_mib: int
+    summary: str
+    figures: tuple[Mapping[str, str], ...]
+    needs: tuple[str, ...]
+    folder: Path | None = None
+    ingredients: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Reported:
+    """A build that has ended.
+
+    summary: as `tapeout build --json` gives it. nodes: in the order in which they ended. build: its entry in the
+    history, or None; before: the build before it that ended, or None. project: for what else the page wants to read.
+    """
+
+    summary: Mapping[str, Any]
+    nodes: tuple[ReportedNode, ...]
+    project: Project
+    build: Build | None = None
+    before: Build | None = None
+
+    @property
+    def devices(self) -> list[str]:
+        """The devices that the build was for, as chosen."""
+        named = [device for node in self.nodes for device in node.devices]
+        return list(dict.fromkeys([*self.summary.get("devices", {}), *named]))
+
+    def of(self, device: str) -> list[ReportedNode]:
+        """The nodes that a device's bundle comes from: its own, and those that all share."""
+        return [node for node in self.nodes if not node.devices or device in node.devices]
 
 
 def write_report(project: Project) -> Path:
@@ -36,89 +84,93 @@ def write_report(project: Project) -> Path:
             hint="run 'tapeout build' again, which writes it",
         )
     target = project.artifacts / "report.html"
-    write_file(target, ("\n".join(page(project, summary)) + "\n").encode())
+    write_file(target, report_of(project, summary))
     return target
 
 
-def page(project: Project, summary: dict[str, Any]) -> Iterator[str]:
-    """Yield the lines of the page."""
-    verdict = '<span class="good">passed</span>' if summary["passed"] else '<span class="bad">failed</span>'
-    yield f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Tapeout</title><style>{STYLE}</style>'
-    yield f"<h1>Build {verdict}</h1><p>{summary['seconds']:.1f} s</p>"
-    for device in judged(summary["metrics"], summary["gates"]):
-        metrics, gates = summary["metrics"].get(device, {}), [g for g in summary["gates"] if g["device"] == device]
-        yield from device_section(device or "no device", metrics, gates, summary)
-        yield from risks_section(risks_of(project, summary["bundles"].get(device)))
+def report_of(project: Project, summary: Mapping[str, Any], build: Build | None = None) -> bytes:
+    """Return the page of a build. summary: of Summary.to_json. Raises ConfigError where its function is not there."""
+    history = history_of(project)
+    build = build or entry_of(history, summary)
+    reported = Reported(
+        summary=summary,
+        nodes=tuple(nodes_of(project, summary)),
+        project=project,
+        build=build,
+        before=before(history, build),
+    )
+    return page_function(summary.get("report"))(reported).encode("utf-8", "replace")
+
+
+def page_function(name: str | None) -> Callable[[Reported], str]:
+    """Return the function that makes the page. Raises ConfigError."""
+    if name is None:
+        from pipelines.generic_report import page
+
+        return page
+    found: Callable[[Reported], str] = import_name(name, f"pipeline.report: {name}")
+    return found
+
+
+def nodes_of(project: Project, summary: Mapping[str, Any]) -> list[ReportedNode]:
+    """Return the build's nodes, each with what is left of it here."""
+    found = []
+    makers = {node["digest"]: node["name"] for node in summary["nodes"] if node["digest"]}
     for node in summary["nodes"]:
-        yield from node_section(project, node)
-    yield "<h2>Nodes</h2><table><tr><th>node<th>status<th>seconds<th>size<th>digest<th>why</tr>"
-    for node in summary["nodes"]:
-        kind = "bad" if node["status"] in ("failed", "skipped") else ""
-        why = html.escape(node["error"] or node["why"])
-        digest = (node["digest"] or "")[:12]
-        yield (
-            f'<tr><td>{node["name"]}<td class="{kind}">{node["status"]}<td>{node["seconds"]:.1f}'
-            f"<td>{mebibytes(node['size'])}<td><code>{digest}</code><td>{why}</tr>"
+        record = read_record(project.artifacts / "build" / f"{node['name']}.json")
+        if record is not None and record.tree.digest != node["digest"]:
+            record = None  # another build's
+        folder = project.artifacts / "build" / node["name"]
+        if not folder.is_dir() and node["device"] in summary["bundles"]:
+            folder = project.root / summary["bundles"][node["device"]]  # where bundles lie
+        ingredients = record.ingredients if record is not None else {}
+        found.append(
+            ReportedNode(
+                name=node["name"],
+                stage=node["stage"],
+                device=node["device"],
+                devices=tuple(node["devices"]),
+                status=node["status"],
+                seconds=node["seconds"],
+                key=node["key"],
+                digest=node["digest"],
+                size=node.get("size", 0),
+                why=node.get("why", ""),
+                error=node.get("error", ""),
+                memory_mib=node.get("memory_mib", 0),
+                summary=node.get("summary", ""),
+                figures=tuple(node.get("figures", ())),
+                needs=needs_of(node, ingredients, makers),
+                folder=folder if record is not None and folder.is_dir() else None,
+                ingredients=ingredients,
+            )
         )
-    yield "</table></html>"
+    return found
 
 
-def node_section(project: Project, node: dict[str, Any]) -> Iterator[str]:
-    """Yield what a node's stage says of its result, and its figures."""
-    figures = [each for each in node.get("figures", ()) if each["path"].endswith(".svg")]
-    images = [(each["name"], project.root / each["path"]) for each in figures]
-    images = [(name, path) for name, path in images if path.is_file()]  # it may have gone since
-    if not node.get("summary") and not images:
-        return
-    yield f"<h2>{html.escape(node['name'])}</h2>"
-    if node.get("summary"):
-        yield f"<pre>{html.escape(node['summary'])}</pre>"
-    yield from (f'<p><img src="{inline(path)}" alt="{html.escape(name)}"></p>' for name, path in images)
+def needs_of(node: Mapping[str, Any], ingredients: Mapping[str, Any], makers: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the names of the nodes that a node needs: as the summary tells them, else by the digests of its inputs."""
+    needs = node.get("needs")
+    if needs is None:
+        digests = ingredients.get("inputs", {}).values()
+        needs = [makers[digest] for digest in digests if digest in makers]
+    names = needs.values() if isinstance(needs, Mapping) else needs
+    return tuple(dict.fromkeys(names))
 
 
-def device_section(
-    device: str, metrics: dict[str, Any], gates: list[dict[str, Any]], summary: dict[str, Any]
-) -> Iterator[str]:
-    """Yield a device's tasks, parity and gates."""
-    bundle = summary["bundles"].get(device, "no bundle")
-    size = f", {mebibytes(size_of(metrics))}" if size_of(metrics) else ""
-    yield f"<h2>{html.escape(device)}</h2><p>{html.escape(bundle)}{size}</p>"
-    yield "<table><tr><th>task<th>n<th>fp32<th>artifact<th>retention<th>interval</tr>"
-    for name, task in tasks_of(metrics).items():
-        interval = f"{percent(task.get('retention_low'))} to {percent(task.get('retention_high'))}"
-        yield (
-            f"<tr><td>{html.escape(name)}<td>{html.escape(str(task.get('n', '')))}<td>{percent(task.get('fp32'))}"
-            f"<td>{percent(task.get('artifact'))}<td>{percent(task.get('retention'))}<td>{interval}</tr>"
-        )
-    yield "</table>"
-    parity = ", ".join(f"{html.escape(name)} {number(value)}" for name, value in mapping(metrics, "parity").items())
-    yield f"<p>Parity with the dequantized model: {parity or 'not measured'}</p>"
-    if predicted := mapping(metrics, "predicted"):
-        values = ", ".join(f"{html.escape(name)} {value:.3g}" for name, value in predicted.items())
-        yield f"<p>Predicted, not measured: {values}</p>"
-    failed = [gate for gate in gates if not gate["passed"]]
-    yield f"<p>{len(gates) - len(failed)} of {len(gates)} gates passed</p>"
-    yield from (f'<p class="bad">{html.escape(describe(gate))}</p>' for gate in failed)
+def entry_of(history: History, summary: Mapping[str, Any]) -> Build | None:
+    """Return the newest entry whose results are the summary's, or None."""
+    keys = {node["name"]: node["key"] for node in summary["nodes"] if node["status"] in ("built", "cached")}
+    for build in history.builds:
+        if build.number == summary.get("build"):
+            return build
+        if "build" not in summary and {name: key for name, key in build.nodes.items() if key} == keys:
+            return build
+    return None
 
 
-def risks_of(project: Project, bundle: str | None) -> list[dict[str, Any]]:
-    """Return what a bundle's manifest lists under `risks`: {"risk", "count", "line", "source", ...} each."""
-    if bundle is None:
-        return []
-    try:
-        found = json.loads((project.root / bundle / "manifest.json").read_text(encoding="utf-8")).get("risks")
-    except (OSError, ValueError, AttributeError):  # the bundle has gone since, or is another stage's
-        return []
-    return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
-
-
-def risks_section(risks: list[dict[str, Any]]) -> Iterator[str]:
-    """Yield a device's risks: what static rules found, and nothing has measured."""
-    if not risks:
-        return
-    yield "<p>Risks: what static rules found in the files. No chip has run them.</p>"
-    yield "<table><tr><th>risk<th>times<th>in<th>line<th>source</tr>"
-    for each in risks:
-        cells = [str(each.get(key) or "") for key in ("risk", "count", "function", "line", "source")]
-        yield "<tr>" + "".join(f"<td>{html.escape(cell)}" for cell in cells) + "</tr>"
-    yield "</table>"
+def before(history: History, build: Build | None) -> Build | None:
+    """Return the newest earlier build that ended, or None."""
+    if build is None:
+        return None
+    return next((each for each in history.builds if each.number < build.number and each.passed is not None), None)

@@ -116,19 +116,26 @@ class StageSpec:
 
 @dataclass(frozen=True)
 class PipelineSpec:
-    """schemas: package.module.NAME of a {group: dataclass} mapping, or None. stages: in order of their needs."""
+    """schemas: package.module.NAME of a {group: dataclass} mapping, or None. stages: in order of their needs.
+
+    report: package.module.function(Reported) -> str, which makes the page of `tapeout report`, or None.
+    """
 
     schemas: str | None
     stages: Mapping[str, StageSpec]
+    report: str | None = None
 
 
 def read_pipeline(value: Any, where: str) -> PipelineSpec:
     """Return the pipeline that a resolved `pipeline` group declares; `where` is its file. Raises PlanError."""
     if not isinstance(value, Mapping) or not isinstance(value.get("stages"), Mapping) or not value["stages"]:
         raise PlanError(f"{where}: a pipeline needs `stages`, a mapping of names to stages")
-    refuse_unknown(value, {"schemas", "stages"}, f"{where}: pipeline")
+    refuse_unknown(value, {"schemas", "stages", "report"}, f"{where}: pipeline")
     if not isinstance(value.get("schemas"), str | None):
         raise PlanError(f"{where}: schemas is {value['schemas']!r}, and must be package.module.NAME")
+    report = value.get("report")
+    if report is not None and not (isinstance(report, str) and NAME.fullmatch(report)):
+        raise PlanError(f"{where}: report is {report!r}, and must be package.module.function")
     stages = {name: read_stage(name, each, where, value.get("schemas")) for name, each in value["stages"].items()}
     bundles = [name for name, stage in stages.items() if stage.bundle]
     if len(bundles) > 1:
@@ -160,7 +167,7 @@ def read_pipeline(value: Any, where: str) -> PipelineSpec:
                     f"{where}: stage {stage.name} is one for all devices, but needs {need}, which is one per device",
                     hint=f"give {stage.name} `per: device`",
                 )
-    return PipelineSpec(value.get("schemas"), in_order(stages, where))
+    return PipelineSpec(value.get("schemas"), in_order(stages, where), report)
 
 
 def read_stage(name: str, value: Any, where: str, schemas: str | None = None) -> StageSpec:
