@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError, safe_load
 
+from pipelines.choices import check_devices_chosen, choices_of
 from pipelines.errors import ConfigError, suggestion
 from pipelines.project import Project
 
@@ -82,6 +83,8 @@ def check_choices(project: Project, overrides: list[str]) -> None:
             )
     chosen += [(f"{each.input_line}", each.key_or_group, each.value()) for each in parsed if not each.is_delete()]
     for what, group, value in chosen:
+        if group == "device" and isinstance(value, str):
+            value = [value]
         if (
             not group
             or isinstance(value, str)
@@ -93,15 +96,7 @@ def check_choices(project: Project, overrides: list[str]) -> None:
             raise ConfigError(f"{what}: one name is needed", hint=f"conf/{group} has: {', '.join(names)}")
         if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
             raise ConfigError(f"{what}: device=[NAME,...] is needed", hint=f"conf/device has: {', '.join(names)}")
-        double = sorted({str(each) for each in value if value.count(each) > 1})
-        if double:
-            raise ConfigError(f"{what}: {double[0]} is named twice", hint="name each device once")
-
-
-def choices_of(project: Project, group: str) -> list[str]:
-    """Return the names that conf/GROUP and the user's own folders have."""
-    folders = [base / group for base in (project.conf, *project.config_dirs)]
-    return sorted({path.stem for folder in folders if folder.is_dir() for path in folder.glob("*.yaml")})
+        check_devices_chosen(project, what, value)
 
 
 def missing_file(project: Project, name: str) -> ConfigError:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import typed
+from pipelines.choices import ALL, reserved, spelled_out
 from pipelines.digests import hash_json
 from pipelines.errors import ConfigError, PlanError, suggestion
 from pipelines.project import Project
@@ -80,7 +81,8 @@ class Config:
 
 
 def load_config(project: Project, overrides: list[str]) -> Config:
-    """Compose conf/ with `overrides` (Hydra's grammar) and check every key. Raises ConfigError."""
+    """Compose conf/ with `overrides` (Hydra's grammar and device=all) and check every key. Raises ConfigError."""
+    overrides = spelled_out(project, overrides)
     mark = mark_of(project, overrides)
     known = recall(project, mark)
     if known is not None and known["shapes"] == shapes_of(import_schemas(known["schemas"], "pipeline")):
@@ -231,6 +233,8 @@ def check_devices(project: Project, value: Any, schema: type | None, overrides: 
             raise ConfigError(
                 f"device '{name}': artifacts/{name} is kept for Tapeout itself", hint="give the device another name"
             )
+        if str(name).lower() == ALL:
+            raise reserved(f"device '{name}'")
         file = find_file(project, "device", name)
         where = origin(project, {f"device.{name}": file} if file else {}, f"device.{name}", overrides)
         group = f"device.{name}"

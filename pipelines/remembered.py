@@ -27,7 +27,7 @@ from pipelines.sealed import read_sealed, write_sealed
 
 KEPT = 32  # configurations remembered
 ELSEWHERE = re.compile(rb"\$\{[^}]*:|(?m:^\s*-?\s*[{\"']?/?(?:override )?hydra\b)")  # what may read more than conf/
-READERS = ("compose.py", "config.py", "spec.py", "typed.py", "remembered.py")
+READERS = ("choices.py", "compose.py", "config.py", "spec.py", "typed.py", "remembered.py")
 
 
 def recall(project: Project, mark: str | None) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from pipelines.compose import choices_of
+from pipelines.choices import choices_of
 from pipelines.errors import ConfigError
 from pipelines.project import Project
 

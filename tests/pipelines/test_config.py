@@ -1,9 +1,10 @@
+import json
 from pathlib import Path
 
 import pytest
 
 from pipelines.cli import main
-from tests.pipelines.toy import Toy, make_toy
+from tests.pipelines.toy import Toy, add_dvc, make_toy
 
 MISTAKES = [
     ("quantize.bit=8", ["quantize.bit=8", "did you mean 'bits'?", "group_size"]),
@@ -49,6 +50,10 @@ MISTAKES = [
     ("device=[null]", ["device=[NAME,...] is needed"]),
     ("device=[phone,[tablet]]", ["device=[NAME,...] is needed"]),
     ("device=[phone,phone]", ["phone is named twice"]),
+    ("device=[phone,all]", ["device=[phone,all]: 'all' is no device's name", "device=all on the command line"]),
+    ("device=[base/chip]", ["base/chip is what profiles inherit from", "conf/device has: phone, tablet, watch"]),
+    ("device=base/chip", ["base/chip is what profiles inherit from", "conf/device has: phone, tablet, watch"]),
+    ("+device.all={name: all, runtime: a, budget: 1, overrides: {}}", ["no device can be called 'all'"]),
     ("quantize=null", ["quantize=null: one name is needed", "int4, int8"]),
     ("quantize=4", ["quantize=4: one name is needed", "int4, int8"]),
     ("quantize=[int4,int8]", ["one name is needed", "int4, int8"]),
@@ -151,3 +156,26 @@ def test_a_mistake_in_the_command(
 ) -> None:
     assert main([*words, "--project", str(untouched.root)]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_all_devices_are_those_of_conf_and_of_the_users_own_folders_now(toy: Toy, tmp_path: Path) -> None:
+    profile = (toy.root / "conf/device/watch.yaml").read_text()
+    toy.write("conf/device/base/chip.yaml", "budget: 3\n")  # inherited from, no device
+    (tmp_path / "own" / "device").mkdir(parents=True)
+    (tmp_path / "own" / "device" / "glasses.yaml").write_text(profile.replace("watch", "glasses"))
+    own = ("--config-dir", str(tmp_path / "own"))
+    chosen = "device=[glasses,phone,tablet,watch]"
+    add_dvc(toy)
+    assert toy.run("plan", "device=all", *own).out == toy.run("plan", chosen, *own).out
+    assert toy.build("device=all", *own).status == 0
+    assert json.loads(toy.run("builds", "--json").out)["builds"][0]["overrides"] == [chosen]
+    assert chosen in (toy.root / "dvc.yaml").read_text() and "device=all" not in (toy.root / "dvc.yaml").read_text()
+    assert set(toy.build(chosen, *own).nodes.values()) == {"cached"}
+    toy.write("conf/device/watch2.yaml", profile.replace("watch", "watch2"))
+    assert "package-watch2" in toy.build("device=all", *own).nodes  # no memory of what 'all' was stands in the way
+
+
+def test_no_device_is_called_all(toy: Toy) -> None:
+    toy.write("conf/device/all.yaml", "# @package device.all\nname: all\nruntime: a\nbudget: 1\noverrides: {}\n")
+    result = toy.run("plan", "device=all")
+    assert result.status == 2 and "conf/device/all.yaml: no device can be called 'all'" in result.err
