@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--sheet", type=Path)
     options = parser.parse_args()
     checkpoint = Checkpoint(options.checkpoint)
-    config = QuestionsConfig(per_task=options.per_task, seed=SEED)
+    config = QuestionsConfig(path=None, per_task=options.per_task, seed=SEED, tasks={})
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "out").mkdir()
         result = baseline(checkpoint, config, Workspace(Path(folder) / "out", Path(folder)))

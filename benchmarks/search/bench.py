@@ -37,7 +37,11 @@ SOURCES = {
     "search": (*_ELASTIC, *_SEARCHING, *_PRICES, "search.py"),
     "listed": (*_ELASTIC, *_SEARCHING, *_PRICES, "searching/refinement.py"),
     "recovered": (*_ELASTIC, "searching/recovery.py", "searching/judge.py"),
-    "answers": (*_MODEL, "baseline.py", "evaluation/torch_answers.py", "evaluation/scores.py"),
+    "answers": (
+        *_MODEL,
+        "baseline.py",
+        *(f"evaluation/{name}.py" for name in ("scores", "text_metrics", "torch_answers")),
+    ),
     "host": (*_MODEL, "devices/host.py", "lowering/onnx", "runtimes/ort.py"),
 }
 
@@ -147,7 +151,7 @@ class Bench:
 
     def _scores(self, path: Path) -> NDArray[np.float64]:
         """(questions,), task by task, in the same order for every model."""
-        checkpoint, config = Checkpoint(path), QuestionsConfig(self.settings.per_task, SEED)
+        checkpoint, config = Checkpoint(path), QuestionsConfig(None, self.settings.per_task, SEED, {})
         place = self.steps.made(
             "answers",
             lambda work: baseline(checkpoint, config, work),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from pipelines.errors import ConfigError, nearest
+from pipelines.errors import ConfigError, nearest, suggestion
+from stages.data.lines import check_dataset
 from stages.devices.hardware import check_predictable
 from stages.evaluation.names import MODEL_METRICS, PARITY_METRICS, PREDICTED_METRICS, TASK_METRICS, TASKS
+from stages.evaluation.text_metrics import METRICS
 from stages.schema import DeviceProfile, Gate, QuestionsConfig, ValidateConfig, ValidationKind
 
 
@@ -37,9 +39,24 @@ def validation(config: ValidateConfig, device: DeviceProfile | None = None) -> N
 
 
 def questions(config: QuestionsConfig, device: DeviceProfile | None = None) -> None:
-    """Raise ConfigError where nothing would be asked."""
-    if config.per_task < 1:
-        raise ConfigError(f"questions.per_task is {config.per_task}", hint="expected 1 or more; 150 is usual")
+    """Raise ConfigError where nothing would be asked, for a folder without questions, and for an unknown metric."""
+    if config.per_task is not None and config.per_task < 1:
+        every = "" if config.path is None else "; null asks all that the folder has"
+        raise ConfigError(f"questions.per_task is {config.per_task}", hint=f"expected 1 or more; 150 is usual{every}")
+    if config.per_task is None and config.path is None:
+        raise ConfigError(
+            "questions.per_task is null, and the procedural questions have no end",
+            hint="set questions.per_task=150, or questions.path to a folder of your own",
+        )
+    for task, metric in config.tasks.items():
+        if not task.strip():
+            raise ConfigError("questions.tasks: a task has no name", hint="expected a name, such as receipts: cer")
+        if metric not in METRICS:
+            raise ConfigError(
+                f"questions.tasks.{task} is '{metric}'", hint=suggestion(metric, METRICS, "metrics of a task")
+            )
+    if config.path is not None:
+        check_dataset(config.path)
 
 
 def _check_budgets(config: ValidateConfig, device: DeviceProfile) -> None:

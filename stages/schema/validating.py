@@ -38,10 +38,16 @@ class Gate:
 
 @dataclass
 class QuestionsConfig:
-    """The held-out questions that every artifact answers: per_task of each task, drawn by `seed`."""
+    """The held-out questions that every artifact answers: per_task of each task, drawn by `seed`.
 
-    per_task: int
+    path: a folder of your own questions and images (see stages/data/dataset); null: the procedural ones. per_task null:
+    all that the folder has. tasks: {task that a folder's lines may name: exact, cer, anls or cider, its metric (see
+    stages/evaluation/scores)}; the procedural tasks have theirs."""
+
+    path: str | None
+    per_task: int | None
     seed: int
+    tasks: dict[str, str]
 
 
 @dataclass
