@@ -44,6 +44,7 @@ def build(
         checkout.clear()
         run = Run(project, config, plan, display, checkout, jobs, keep_going)
         run.summary.report, run.summary.shared = getattr(config.pipeline, "report", None), sharing_of(plan)
+        run.summary.devices = dict(config.devices)
         run.journal = journal = Journal(run.history, plan.nodes, config.overrides)
         try:
             run.all()
@@ -58,8 +59,8 @@ def build(
             run.summary.unrecorded = f"during the build, this happened: {error.message}"
             display.note(f"{run.summary.unrecorded}\n  it is not in dvc.yaml: put it back and build again")
         run.summary.seconds = round(time.monotonic() - started, 3)
+        run.summary.build = journal.finish(run.summary, name).number
         publish.keep(project, run.summary)
-        journal.finish(run.summary, name)
         if name is not None and not run.summary.passed:
             display.note(f"the build did not pass, and is not called {name}")
     return run.summary, run.publisher

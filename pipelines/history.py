@@ -9,14 +9,16 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from pipelines.errors import ConfigError, suggestion
+from pipelines.plan import Node
 from pipelines.project import Project
 from pipelines.sealed import read_sealed, write_sealed
+from pipelines.spec import StageSpec
 from pipelines.summary import Summary
 
 PAUSE = 2.0  # s between two writings of a build that runs: an entry is as long as its plan
@@ -28,7 +30,8 @@ class Build:
     """began: seconds since 1970. passed: None where the build was stopped or killed.
 
     nodes: {node: key}, with None for a node that has no result. built: the nodes that this build made; the others were
-    cached. dropped: `tapeout gc` has removed what no other build needed.
+    cached. dropped: `tapeout gc` has removed what no other build needed. devices: {node: those that it is for}, of
+    stages that are per device. stages: {stage: {"config", "gates", "answers"}}, as the pipeline had them, if it had.
     """
 
     number: int
@@ -39,6 +42,8 @@ class Build:
     nodes: Mapping[str, str | None]
     built: tuple[str, ...]
     dropped: bool = False
+    devices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    stages: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @property
     def keys(self) -> set[str]:
@@ -92,6 +97,7 @@ class History:
             if value is None:
                 return None
             value["overrides"], value["built"] = tuple(value["overrides"]), tuple(value["built"])
+            value["devices"] = {node: tuple(devices) for node, devices in value.get("devices", {}).items()}
             return Build(**value)
         except (TypeError, KeyError):  # written by another version
             return None
@@ -140,9 +146,11 @@ class History:
 class Journal:
     """Writes the entry of one build: while results come in, so that a killed build has one, and when it has ended."""
 
-    def __init__(self, history: History, nodes: Iterator[str] | Mapping[str, Any], overrides: tuple[str, ...]) -> None:
+    def __init__(self, history: History, nodes: Mapping[str, Node], overrides: tuple[str, ...]) -> None:
         self.history = history
         self.nodes = tuple(nodes)
+        self.devices = {name: node.devices for name, node in nodes.items() if node.stage.per}
+        self.stages = {node.stage.name: told(node.stage) for node in nodes.values()}
         self.overrides = overrides
         self.began = int(time.time())
         self._number = 0
@@ -178,7 +186,14 @@ class Journal:
         ended = {entry.name: entry.key for entry in summary.nodes if entry.status in ("built", "cached")}
         nodes = {name: ended.get(name) for name in self.nodes}
         built = tuple(entry.name for entry in summary.nodes if entry.status == "built")
-        return Build(number, self.began, name, self.overrides, passed, nodes, built)
+        devices, stages = self.devices, self.stages
+        return Build(number, self.began, name, self.overrides, passed, nodes, built, devices=devices, stages=stages)
+
+
+def told(stage: StageSpec) -> dict[str, str]:
+    """Return what an entry tells of a stage: its configuration group, and which files others can be compared by."""
+    found = {"config": stage.config, "gates": stage.gates, "answers": stage.answers}
+    return {key: value for key, value in found.items() if value}
 
 
 def history_of(project: Project) -> History:

@@ -29,6 +29,7 @@ KINDS: Mapping[str, tuple[type, str]] = {
     "libraries": (list, "a list of names"),
     "check": (str, "package.module.function"),
     "gates": (str, "the name of a file"),
+    "answers": (str, "the name of a file"),
     "summary": (str, "the name of a file"),
     "figures": (list, "a list of names of files"),
     "bundle": (bool, "true or false"),
@@ -74,6 +75,8 @@ class StageSpec:
     libraries      distributions whose versions can change the result ("python" is the interpreter)
     check          a light function(config, device), called at plan time, that raises ConfigError
     gates          the file of its artifact that holds gates; one that failed keeps what needs this stage from running
+    answers        the file of its artifact that holds, one JSON object a line, each question, its answer and its score,
+                   by which builds are compared: see pipelines/answers.py
     summary        the file of its artifact that says in words what came out, shown at the end of a build
     figures        files of its artifact that MLflow keeps and, where they are SVGs, the report shows
     bundle         whether it makes a device's bundle, which lies at artifacts/<device>/
@@ -99,6 +102,7 @@ class StageSpec:
     libraries: tuple[str, ...] = ()
     check: str | None = None
     gates: str | None = None
+    answers: str | None = None
     summary: str | None = None
     figures: tuple[str, ...] = ()
     bundle: bool = False

@@ -46,7 +46,8 @@ class Summary:
     device: None where there are no devices.
     unrecorded: why dvc.yaml and its like do not tell of this build, or "".
     report: the pipeline's own report function, as package.module.function, or None. shared: what devices
-    spared each other; None where that was not counted.
+    spared each other; None where that was not counted. devices: {name: its profile}, as chosen. build: its number in
+    the history.
     """
 
     nodes: list[NodeSummary] = field(default_factory=list)
@@ -58,6 +59,8 @@ class Summary:
     unrecorded: str = ""
     report: str | None = None
     shared: Sharing | None = None
+    devices: dict[str, dict[str, Any]] = field(default_factory=dict)
+    build: int | None = None
 
     @property
     def passed(self) -> bool:
