@@ -43,6 +43,16 @@ class Line:
     task: str
 
 
+@dataclass(frozen=True)
+class Contents:
+    """lines: the sound ones. images: (line, image) of all that name one, sound or not. count: of lines."""
+
+    lines: list[Line]
+    images: list[tuple[int, str]]
+    problems: list[Problem]
+    count: int
+
+
 def check_dataset(path: str) -> None:
     """Raise ConfigError where questions.path is no folder here, or holds no questions.jsonl."""
     folder = Path(path)
@@ -65,36 +75,36 @@ def check_dataset(path: str) -> None:
         raise ConfigError(f"questions.path: {path} holds no {FILE}", hint=hint)
 
 
-def read_lines(content: bytes, tasks: Mapping[str, str]) -> tuple[list[Line], list[Problem]]:
-    """The sound lines of questions.jsonl and the problems of the others, both in order. tasks: known names.
+def read_lines(content: bytes, tasks: Mapping[str, str]) -> Contents:
+    """What questions.jsonl says, in order. tasks: known names.
 
     A byte order mark, CRLF and blank lines at the end are let pass. Images are not looked for.
     """
-    for mark, name in ((b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16")):
-        if content.startswith(mark):
-            return [], [Problem(1, f"the file is {name}; save it as UTF-8")]
-    content = content.removeprefix(b"\xef\xbb\xbf")
-    raw = content.rstrip(b" \t\r\n").split(b"\n") if content.strip() else []
-    if not raw:
-        return [], [Problem(1, "the file is empty; expected one object a line")]
-    lines: list[Line] = []
-    problems: list[Problem] = []
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return Contents([], [], [Problem(1, "the file is UTF-16; save it as UTF-8")], 1)
+    content = content.removeprefix(b"\xef\xbb\xbf").rstrip(b" \t\r\n")
+    if not content:
+        return Contents([], [], [Problem(1, "the file is empty; expected one object a line")], 0)
+    raw = content.split(b"\n")
+    found = Contents([], [], [], len(raw))
     ids: dict[str, int] = {}
     for number, text in enumerate(raw, 1):
         try:
-            found = _object(text)
+            value = _object(text)
         except _Wrong as wrong:
-            problems.append(Problem(number, str(wrong)))
+            found.problems.append(Problem(number, str(wrong)))
             continue
-        wrongs = list(_wrong_with(found, tasks))
-        name = found.get("id")
+        wrongs = list(_wrong_with(value, tasks))
+        name = value.get("id")
         if isinstance(name, str | int) and (first := ids.setdefault(str(name), number)) != number:
             wrongs.append(f"id {_shown(name)} is that of line {first}; expected each once")
-        problems += [Problem(number, wrong) for wrong in wrongs]
+        if "image" in value and not _wrong_text(value["image"]):
+            found.images.append((number, value["image"]))
+        found.problems.extend(Problem(number, wrong) for wrong in wrongs)
         if not wrongs:
-            answers = found["answers"] if "answers" in found else [found["answer"]]
-            lines.append(Line(number, found["image"], found["question"], tuple(answers), found["task"]))
-    return lines, problems
+            answers = value["answers"] if "answers" in value else [value["answer"]]
+            found.lines.append(Line(number, value["image"], value["question"], tuple(answers), value["task"]))
+    return found
 
 
 class _Wrong(Exception):

@@ -1,29 +1,36 @@
-"""Where questions come from: today the procedural reference data, by split."""
+"""Where questions come from: a folder of your own, or the procedural reference data, by split."""
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
+from stages.data.dataset import read_dataset
+from stages.data.example import Example, Questions
 from stages.data.questions import ask
 from stages.data.scenes import draw_scene
 from stages.evaluation.names import TASKS
+from stages.schema import QuestionsConfig
 
-KINDS = {"ocr": "word", "ocr_unseen_fonts": "word", "digit": "digit"}
+__all__ = ["Example", "QuestionSource", "Questions", "examples_of", "question_source"]
+
+DRAWN = {"ocr": "word", "ocr_unseen_fonts": "word", "digit": "digit"}  # other tasks ask about shapes
+METRICS = {"ocr": "word", "ocr_unseen_fonts": "word", "caption": "facts"}  # keys of scores.KINDS; else "literal"
 
 
-@dataclass(frozen=True)
-class Example:
-    """image: (H, W, 3) uint8. image_id is equal for questions about the same image."""
+def examples_of(config: QuestionsConfig, *, decode: bool = True) -> Questions:
+    """The held-out questions of a configuration, the same each time, on every machine.
 
-    image: NDArray[np.uint8]
-    question: str
-    answer: str
-    task: str
-    image_id: int
+    Of config.path, the lines in their order: all, or config.per_task of each task, drawn by config.seed (of a task that
+    has fewer, all). Without a path, config.per_task procedural questions of each task. decode: also of each image that
+    is asked about, whether it can be read to its end; leave it out where another stage has looked. Raises StageError
+    with all that is wrong with the folder.
+    """
+    if config.path is not None:
+        return read_dataset(Path(config.path), config.tasks, config.per_task, config.seed, decode=decode)
+    assert config.per_task is not None  # the check has seen to it
+    examples = question_source().by_task(config.per_task, config.seed)
+    return Questions(examples, examples)
 
 
 class QuestionSource(Protocol):
@@ -50,7 +57,9 @@ class _Procedural:
             rng = random.Random(f"{split}:{seed}:{index}")
             scene = draw_scene(rng, held_out=split == "test")
             for question in ask(rng, scene):
-                examples.append(Example(scene.pixels, question.text, question.answer, question.task, index))
+                metric = METRICS.get(question.task, "literal")
+                answers = (question.answer,)
+                examples.append(Example(scene.pixels, question.text, answers, question.task, index, metric))
             index += 1
         return examples[:count]
 
@@ -63,10 +72,11 @@ def _of_task(task: str, count: int, seed: int) -> Iterator[Example]:
     index = found = 0
     while found < count:
         rng = random.Random(f"test:{task}:{seed}:{index}")
-        scene = draw_scene(rng, held_out=True, unseen_fonts=task == "ocr_unseen_fonts", kind=KINDS.get(task, "shapes"))
+        scene = draw_scene(rng, held_out=True, unseen_fonts=task == "ocr_unseen_fonts", kind=DRAWN.get(task, "shapes"))
         for question in ask(rng, scene):
             if question.task == task.removesuffix("_unseen_fonts"):
                 identity = TASKS.index(task) * 1_000_000 + index
-                yield Example(scene.pixels, question.text, question.answer, task, identity)
+                metric = METRICS.get(task, "literal")
+                yield Example(scene.pixels, question.text, (question.answer,), task, identity, metric)
                 found += 1
         index += 1
