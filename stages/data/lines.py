@@ -54,19 +54,26 @@ class Contents:
 
 
 def check_dataset(path: str) -> None:
-    """Raise ConfigError where questions.path is no folder here, or holds no questions.jsonl."""
+    """Raise ConfigError where questions.path is no folder here, or holds no questions.jsonl.
+
+    A relative path is the project's, and this may run elsewhere: that such a one is missing, the plan says where it
+    takes the files' digests (sources of the stage).
+    """
     folder = Path(path)
     if "://" in path:
         raise ConfigError(
             f"questions.path is {path}; expected a folder on this machine", hint=f"copy it here, with its {FILE}"
         )
-    if folder.with_name(folder.name + ".dvc").is_file() and not folder.exists():
-        raise ConfigError(f"questions.path: the folder {path} is not here", hint=f"dvc pull {path}.dvc fetches it")
-    if not folder.is_dir():
-        found = "is not a folder" if folder.exists() else "is not there"
+    if not folder.exists():
+        if folder.with_name(folder.name + ".dvc").is_file():
+            raise ConfigError(f"questions.path: the folder {path} is not here", hint=f"dvc pull {path}.dvc fetches it")
+        if not folder.is_absolute():
+            return
         beside = [each.name for each in folder.parent.iterdir()] if folder.parent.is_dir() else []
         hint = f"{nearest(folder.name, beside)} expected a folder of images with {FILE}".strip()
-        raise ConfigError(f"questions.path: the folder {path} {found}", hint=hint)
+        raise ConfigError(f"questions.path: the folder {path} is not there", hint=hint)
+    if not folder.is_dir():
+        raise ConfigError(f"questions.path: {path} is not a folder", hint=f"expected one of images with {FILE}")
     if not (folder / FILE).is_file():
         others = sorted(each.name for each in folder.iterdir() if each.suffix in (".jsonl", ".json", ".ndjson"))
         hint = (
