@@ -1,6 +1,6 @@
 """The files of conf/, as a stage is given them."""
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -22,8 +22,8 @@ def _chain(name: str, file: str) -> list[Any]:
     for entry in values.pop("defaults", ["_self_"]):
         if entry == "_self_":
             chain.append(values)
-        elif isinstance(entry, str):
-            chain += _chain(name, entry)
+        elif isinstance(entry, str):  # such as "default", or "base/a18@_here_" beside this file
+            chain += _chain(name, str(PurePosixPath(file).parent / entry.removesuffix("@_here_")))
         elif not any(key.startswith("override ") for key in entry):  # such as "/distill@training: default"
             (place, chosen), *_ = entry.items()
             other, _, key = place.strip("/").partition("@")

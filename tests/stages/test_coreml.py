@@ -19,7 +19,7 @@ from coremltools.proto import MIL_pb2
 
 from pipelines.errors import LoweringError, StageError
 from stages.artifacts import DeviceModel, QuantizedModel
-from stages.lowering.coreml import lower_coreml, supported_formats
+from stages.lowering.coreml import lower_coreml
 from stages.lowering.coreml.compact import operation_name
 from stages.lowering.coreml.verify import verify_package
 from stages.lowering.graph import TABLES
@@ -401,12 +401,3 @@ def test_impossible_sizes_are_refused_with_the_nearest_possible(palette, tmp_pat
     with pytest.raises(LoweringError) as error:
         lower_coreml(palette.model.config(), palette.model.store(), tmp_path, context=context, prefill_chunk=chunk)
     assert hint in error.value.hint
-
-
-def test_profiles_promise_only_what_can_be_lowered():
-    from omegaconf import OmegaConf
-
-    for path in (PROJECT / "conf/device").glob("*.yaml"):
-        device = OmegaConf.load(path)
-        if device.runtime == "coreml":
-            assert set(device.weight_formats) <= set(supported_formats()), path.name

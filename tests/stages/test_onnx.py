@@ -13,7 +13,7 @@ import torch
 
 from pipelines.errors import LoweringError
 from stages.artifacts import QuantizedModel
-from stages.lowering.onnx import lower_onnx, supported_formats
+from stages.lowering.onnx import lower_onnx
 from stages.quantizers.store import StoreWriter
 from stages.runtimes.generate import generate, prefill
 from tests.converted import CONTEXT, Converted, converted
@@ -207,12 +207,3 @@ def test_a_format_that_onnx_runtime_cannot_hold_is_refused(tmp_path, add, messag
         lower_onnx(checkpoint.config(), model.store(), tmp_path, context=CONTEXT, accuracy_level=1)
     assert name in error.value.message and message in error.value.message
     assert error.value.hint
-
-
-def test_profiles_promise_only_what_can_be_lowered():
-    from omegaconf import OmegaConf
-
-    for path in (PROJECT / "conf/device").glob("*.yaml"):
-        device = OmegaConf.load(path)
-        if device.runtime == "onnxruntime":
-            assert set(device.weight_formats) <= set(supported_formats()), path.name
