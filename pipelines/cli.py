@@ -100,7 +100,7 @@ def show_document(options: argparse.Namespace, value: Any) -> None:
 
 def run(options: argparse.Namespace, project: Project) -> int:
     """Run the command of `options` in `project`."""
-    alone = {"verify": verify, "builds": builds, "gc": gc, "build": build}
+    alone = {"verify": verify, "builds": builds, "gc": gc, "build": build, "compare": compare}
     if options.command in alone:
         return alone[options.command](project, options)
     if options.command == "report":
@@ -231,6 +231,27 @@ def builds(project: Project, options: argparse.Namespace) -> int:
         show_document(options, {"builds": [build.to_json() for build in found]})
     else:
         print("\n".join(table(found)) if found else "no build yet")
+    return 0
+
+
+def compare(project: Project, options: argparse.Namespace) -> int:
+    """Print what differs between two builds; with --html, write it as a page."""
+    from pipelines.compare import changes
+    from pipelines.compared_table import lines
+    from pipelines.history import history_of
+    from pipelines.past import find_build
+
+    history = history_of(project)
+    found = changes(project, *(find_build(history, text) for text in options.builds))
+    if options.html:
+        from pipelines.compared_page import write_page
+
+        path = write_page(Path(options.html), found)
+        print(f"wrote {path}", file=sys.stderr)
+    if options.json:
+        show_document(options, found)
+    else:
+        print("\n".join(lines(found)))
     return 0
 
 

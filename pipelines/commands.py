@@ -56,6 +56,8 @@ def split(arguments: list[str]) -> tuple[list[str], str, list[str]]:
     """Return what comes before the command, the command ("" where there is none), and what comes after it."""
     position = 0
     while position < len(arguments) and arguments[position].startswith("-"):
-        position += 2 if arguments[position] in ("--project", "--config-dir", "--jobs", "--name", "--keep") else 1
+        position += (
+            2 if arguments[position] in ("--project", "--config-dir", "--jobs", "--name", "--keep", "--html") else 1
+        )
     command = arguments[position] if position < len(arguments) else ""
     return arguments[:position], command, arguments[position + 1 :]

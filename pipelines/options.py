@@ -16,6 +16,7 @@ COMMANDS = {
     "verify": "rehash the store and the workspace, or a bundle, and name what is damaged",
     "report": "one self-contained HTML page of the last build",
     "builds": "what was built: number, time, name, overrides, and how it ended",
+    "compare": "what differs between two builds: figures, answers, gates, results; by default the last two",
     "gc": f"remove what neither a named build nor the last {KEEP} nor the workspace needs",
     "stage": "run one node alone (what dvc.yaml calls)",
 }
@@ -29,6 +30,7 @@ ONLY_FOR = {  # options that other commands have no use for
     "dry_run": ("gc",),
     "unname": ("gc",),
     "shared_cache": ("gc",),
+    "html": ("compare",),
 }
 WITHOUT_WORDS = ("verify", "report", "builds", "gc")
 
@@ -111,6 +113,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         default=None,
         help="with gc: no other project uses DVC's cache, though it lies outside this one",
     )
+    parser.add_argument("--html", metavar="FILE", help="with compare: write it as a self-contained page")
     options = parser.parse_intermixed_args(arguments)
     if options.command not in COMMANDS:
         from pipelines.commands import added_commands
@@ -131,6 +134,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     options.target = None
     if options.command in WITH_NAME and options.words and (options.command == "verify" or "=" not in options.words[0]):
         options.target = options.words.pop(0)
+    if options.command == "compare":
+        options.builds = compared_builds(options.words)
+        options.words = []
     if options.command in WITHOUT_WORDS and options.words:
         raise ConfigError(
             f"'tapeout {options.command}' has no use for: {' '.join(options.words)}",
@@ -144,3 +150,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     if options.command in ("explain", "stage") and options.target is None:
         raise ConfigError(f"'tapeout {options.command}' needs a node's name", hint="'tapeout plan' lists them")
     return options
+
+
+def compared_builds(words: list[str]) -> list[str]:
+    """Return which two builds are to be compared: as given, one with the last, or the last with the one before."""
+    if len(words) > 2:
+        raise ConfigError(
+            f"'tapeout compare' takes two builds, not {len(words)}: {' '.join(words)}",
+            hint="each is a number or a name of 'tapeout builds', or last, last~1",
+        )
+    return [*words, *["last~1", "last"][len(words) :]]

@@ -27,8 +27,9 @@ def find_build(history: History, text: str) -> Build:
     if word == LAST and (text == LAST or back.isdecimal()):
         place = int(back or 0)
         if place >= len(builds):
+            many = f"there are {len(builds)} builds" if len(builds) > 1 else "there is only one build"
             raise ConfigError(
-                f"{text}: there are {len(builds)} builds", hint=f"the first is {LAST}~{len(builds) - 1}: tapeout builds"
+                f"{text}: {many}", hint="'tapeout builds' lists them; last is the newest, last~1 before it"
             )
         return builds[place]
     if text.isdecimal():
