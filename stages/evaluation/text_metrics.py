@@ -88,7 +88,7 @@ def anls(answer: str, accepted: Iterable[str]) -> float:
     """A question's share of the average normalised Levenshtein similarity, from 0 to 1, without case.
 
     1 - d / max(lengths) with the accepted answer that is nearest, and 0 where d / max(lengths) is not below 0.5: a slip
-    of the pen costs a little, another answer all (Biten et al. 2019, arXiv:1907.00490, section 3; as in DocVQA).
+    of the pen costs a little, another answer all (Biten et al. 2019, arXiv:1907.00490; as in DocVQA).
     """
     said = folded(answer)
     distances = (edit_distance(said, text) / max(len(said), len(text), 1) for text in map(folded, accepted))
