@@ -43,8 +43,8 @@ def hexagon_problem(chip: str) -> Problem | None:
         version("onnxruntime-qnn")
     except PackageNotFoundError:
         return (
-            "QNNExecutionProvider needs onnxruntime-qnn, which compiles for the Hexagon and is not installed",
-            "pip install 'tapeout[qnn]' (Linux x86-64); without that provider the encoder runs on the CPU.",
+            f"compile_for='{chip}' needs onnxruntime-qnn, which compiles for the Hexagon and is not installed",
+            "Set compile_for=null: the phone compiles it at its first load; or pip install 'tapeout[qnn]', on Linux.",
         )
     return soc_problem(chip)
 
@@ -56,7 +56,7 @@ def soc_problem(chip: str) -> Problem | None:
     known = f"Chips: {', '.join(f'{soc.title} ({soc.part})' for soc in SOCS)}."
     if chip in INTEGERS_ONLY:
         return (
-            f"chip is '{chip}', whose Hexagon computes in integers only; the encoder is float16",
+            f"the Hexagon of '{chip}' computes in integers only; the encoder is float16",
             f"Take QNNExecutionProvider out of execution_providers: the encoder then runs on the CPU. {known}",
         )
     close = nearest(chip, [name for soc in SOCS for name in (soc.title, soc.part)])

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from pipelines.choices import every_device
-from pipelines.config import load_config
+from pipelines.compose import compose
+from pipelines.config import check_devices
 from pipelines.errors import ConfigError
 from pipelines.project import Project
 from pipelines.typed import build
@@ -38,8 +39,10 @@ PROMISED = """iphone-12 iphone-13 iphone-14 iphone-15 iphone-15-pro iphone-16 ip
 
 def profiles(names: list[str], *folders: Path) -> dict[str, DeviceProfile]:
     """As the plan has them: composed by Hydra, checked, typed."""
-    config = load_config(Project(ROOT, folders), [f"device=[{','.join(names)}]", "tracking=none"])
-    return {name: build(profile, DeviceProfile) for name, profile in config.devices.items()}
+    project = Project(ROOT, folders)
+    values, _ = compose(project, [f"device=[{','.join(names)}]"])
+    checked = check_devices(project, values["device"], DeviceProfile, [])
+    return {name: build(profile, DeviceProfile) for name, profile in checked.items()}
 
 
 @pytest.fixture(scope="module")
