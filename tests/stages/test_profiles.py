@@ -33,7 +33,7 @@ sources: {{memory_gib: {{confidence: high, source: its box}}}}
 """
 PROMISED = """iphone-12 iphone-13 iphone-14 iphone-15 iphone-15-pro iphone-16 iphone-16-pro iphone-17-pro
     ipad-air-m1 ipad-air-m2 ipad-pro-m4 macbook-air-m1 macbook-air-m2 macbook-air-m3 macbook-air-m4 mac-mini-m4-pro
-    galaxy-s22 galaxy-s23 galaxy-s24 galaxy-s24-exynos galaxy-s25 pixel-8 pixel-9 vivo-x100
+    galaxy-s22 galaxy-s23 galaxy-s24 galaxy-s24-exynos galaxy-s25 galaxy-s26 pixel-8 pixel-9 vivo-x100
     raspberry-pi-5 jetson-orin-nano web-wasm web-webgpu"""
 
 
@@ -176,7 +176,7 @@ def test_later_chips_are_no_slower(every: dict[str, DeviceProfile]) -> None:
     for names in (
         ["iphone-12", "iphone-13", "iphone-15", "iphone-15-pro", "iphone-16-pro", "iphone-17-pro"],
         ["macbook-air-m1", "macbook-air-m2", "macbook-air-m3", "macbook-air-m4", "mac-mini-m4-pro"],
-        ["galaxy-s22", "galaxy-s23", "galaxy-s24", "galaxy-s25"],
+        ["galaxy-s22", "galaxy-s23", "galaxy-s24", "galaxy-s25", "galaxy-s26"],
     ):
         line = [every[name].hardware for name in names]
         for earlier, later in pairwise(line):
