@@ -22,7 +22,7 @@ from stages.data.example import Example, Questions
 from stages.data.lines import FILE, Contents, Line, Problem, read_lines
 from stages.evaluation.text_metrics import Cider, words_of
 
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP", "GIF", "PPM")  # MPO: a phone's JPEG with a second picture
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "I;16", "I;16B", "I;16L", "I;16N")
 SIDE = 16_384  # pixels: padded to a square, it takes 1 GiB
 SHAPE = 100  # times as long as wide: cut from a resized image, it takes as much
@@ -138,7 +138,7 @@ def _wrong_header(path: Path) -> str:
             if file.mode not in MODES and not (file.mode == "I" and file.format in ("PNG", "PPM")):
                 return f"has pixels of mode {file.mode}; expected 8 or 16 bits a colour, RGB, CMYK, grey or a palette"
             frames = int(getattr(file, "n_frames", 1))
-            if frames > 1 and file.format != "MPO":
+            if frames > 1 and file.format != "MPO":  # a phone's JPEG with a second picture, of depths or the like
                 return f"holds {frames} pictures; expected one"
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as cause:
         return f"has too many pixels: {cause}"
