@@ -1,0 +1,125 @@
+"""How well the shipped files answer, beside the model that came in: each evaluation once, with who shares it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from stages.reporting.charts import Axis, axis_between, interval, scale
+from stages.reporting.facts import Evaluation, Facts, listed, part, tasks
+from stages.reporting.markup import Html, element, foreign
+from stages.reporting.matrix import scrolling
+from stages.reporting.words import count, is_number, number, percent, points
+
+METRICS = {"exact": "exact", "facts": "facts", "cer": "1 − CER", "anls": "ANLS", "cider": "CIDEr"}
+
+
+def accuracy(facts: Facts) -> Html:
+    """A part for each evaluation."""
+    if not facts.evaluations:
+        return element("p", "Nothing was evaluated in this build.")
+    axis = _axis(facts)
+    return element("div", [_evaluation(each, axis) for each in facts.evaluations])
+
+
+def _evaluation(found: Evaluation, axis: Axis | None) -> Html:
+    shared = listed([device.title for device in found.devices], 8)
+    said = [count(len(found.devices), "device"), ": ", foreign(shared)]
+    rows = [_row(name, task, found, axis) for name, task in tasks(found.metrics).items()]
+    overall = part(found.metrics, "overall")
+    if overall:
+        rows.append(_row("all questions", overall, found, axis, "total"))
+    head = element(
+        "tr",
+        element("th", "Task", scope="col"),
+        element("th", "n", scope="col", class_="number"),
+        element("th", "Scored by", scope="col"),
+        element("th", "Original", element("small", "%"), scope="col", class_="number"),
+        element("th", "Shipped", element("small", "%"), scope="col", class_="number"),
+        element("th", "Retention", element("small", "95 % interval; line: gate"), scope="col", class_="number"),
+        element("th", scale(axis, 3, 100) if axis else None, scope="col", class_="track", aria_label="Retention drawn"),
+        element("th", "Flipped", element("small", "% of answers"), scope="col", class_="number"),
+    )
+    table = element("table", element("thead", head), element("tbody", rows), class_="tasks")
+    return element(
+        "section",
+        element("h3", foreign(found.label), element("small", said)),
+        element("p", _questions(found.metrics), class_="lead") if _questions(found.metrics) else None,
+        scrolling(table, f"Tasks of {found.label}") if rows else None,
+        _parity(found.metrics),
+        class_="evaluation",
+    )
+
+
+def _row(name: str, task: Mapping[str, Any], found: Evaluation, axis: Axis | None, class_: str = "") -> Html:
+    kept, low, high = (_or_none(task.get(key)) for key in ("retention", "retention_low", "retention_high"))
+    gates = [gate for device in found.devices for gate in device.gates if gate.metric.startswith("retention")]
+    bounds = [gate.bound for gate in gates if gate.task == name and gate.kind == "min"]
+    bound = max(bounds, default=None)
+    failed = any(gate.task == name and not gate.passed for gate in gates)
+    words = f"{percent(kept)}, {percent(low)} to {percent(high)}" + (f"; gate {percent(bound)}" if bound else "")
+    ends = f"{points(low)}–{points(high)}" if low is not None and high is not None else None
+    return element(
+        "tr",
+        element("th", foreign(name), scope="row"),
+        element("td", number(task.get("n")), class_="number"),
+        element("td", METRICS.get(str(task.get("metric")), foreign(task.get("metric") or ""))),
+        element("td", points(task.get("fp32")), class_="number"),
+        element("td", points(task.get("artifact")), class_="number"),
+        element("td", element("b", points(kept)), element("small", ends), class_=f"number{' bad' if failed else ''}"),
+        element(
+            "td", interval(axis, kept, low, high, bound, words) if axis and kept is not None else None, class_="track"
+        ),
+        element("td", points(task.get("flips")), class_="number"),
+        class_=class_ or None,
+    )
+
+
+def _axis(facts: Facts) -> Axis | None:
+    """One axis for all evaluations, so that they can be compared."""
+    values = [
+        float(task[key])
+        for found in facts.evaluations
+        for task in tasks(found.metrics).values()
+        for key in ("retention", "retention_low", "retention_high")
+        if is_number(task.get(key))
+    ]
+    values += [gate.bound for device in facts.devices for gate in device.gates if gate.metric.startswith("retention")]
+    return axis_between([*values, 1.0], 3) if values else None
+
+
+def _questions(metrics: Mapping[str, Any]) -> str:
+    asked = part(metrics, "questions")
+    if not asked:
+        return ""
+    amount, per_task = asked.get("count"), asked.get("per_task")
+    words = f"{amount:,} questions".replace(",", "\u202f") if is_number(amount) else "Questions"
+    words += f", {per_task} a task" if per_task else ""
+    words += f" of {asked['source']}" if asked.get("source") else ""
+    return words + (f", seed {asked['seed']}" if asked.get("seed") is not None else "") + "."
+
+
+def _parity(metrics: Mapping[str, Any]) -> Html | None:
+    parity, fidelity = part(metrics, "parity"), part(metrics, "fidelity")
+    said = []
+    if is_number(parity.get("top1")):
+        said.append(("Tokens that agree with torch on the same weights", percent(parity["top1"])))
+    if is_number(parity.get("tokens")):
+        said.append(("Tokens compared", number(parity["tokens"], 9)))
+    if is_number(parity.get("error")):
+        said.append(("Error of the logits against torch", number(parity["error"])))
+    if is_number(fidelity.get("kl")):
+        said.append(("KL to the original, nats a token", number(fidelity["kl"])))
+    if is_number(fidelity.get("agreement")):
+        said.append(("Next tokens that agree with the original", percent(fidelity["agreement"])))
+    known = {"kl", "agreement"}
+    said += [
+        (f"Fidelity: {key}", number(value)) for key, value in fidelity.items() if key not in known and is_number(value)
+    ]
+    if not said:
+        return None
+    return element("dl", [element("div", element("dt", foreign(a)), element("dd", b)) for a, b in said], class_="pairs")
+
+
+def _or_none(value: Any) -> float | None:
+    return float(value) if is_number(value) else None

@@ -1,0 +1,144 @@
+"""The build in a line, its key figures, and the same for machines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stages.reporting.facts import Device, Facts, read_lines, worst
+from stages.reporting.markup import Html, element, foreign
+from stages.reporting.words import ABSENT, count, mebibytes, number, percent
+
+PREDICTED = (
+    "encode_ms",
+    "first_token_ms",
+    "token_ms",
+    "tokens_per_s",
+    "tokens_per_s_15min",
+    "peak_memory_mib",
+    "energy_j",
+)
+
+
+def headline(facts: Facts) -> str:
+    """The verdict in words."""
+    every = len(facts.devices)
+    passing = sum(device.verdict == "passed" for device in facts.devices)
+    if facts.passed:
+        return f"Ready: {'all ' if every > 1 else ''}{count(every, 'device')} {'pass' if every != 1 else 'passes'}"
+    if not every:
+        return "The build failed"
+    if passing == every:
+        return "Not recorded: all devices pass, the build is not"
+    return f"Blocked: {passing} of {count(every, 'device')} {'pass' if passing != 1 else 'passes'}"
+
+
+def key_figures(facts: Facts) -> Html:
+    """Six figures that say most."""
+    gates = [gate for device in facts.devices for gate in device.gates]
+    passing = sum(device.verdict == "passed" for device in facts.devices)
+    found = [
+        ("Devices that pass", element("b", f"{passing}/{len(facts.devices)}", data_figure="devices"), "", ""),
+        (
+            "Gates that pass",
+            element("b", f"{sum(gate.passed for gate in gates)}/{len(gates)}", data_figure="gates"),
+            "",
+            "",
+        ),
+        _retention(facts),
+        _largest(facts),
+        _slowest(facts),
+        ("Answers that flipped", element("b", number(_flipped(facts)), data_figure="flips"), "questions, measured", ""),
+    ]
+    items = [
+        element(
+            "div",
+            element("dt", name),
+            element("dd", shown, element("small", foreign(words)) if words else None, class_=kind or None),
+        )
+        for name, shown, words, kind in found
+    ]
+    return element("dl", items, class_="figures")
+
+
+def report_data(facts: Facts) -> dict[str, Any]:
+    """The key figures: what the page shows under the same names in data-figure."""
+    gates = [gate for device in facts.devices for gate in device.gates]
+    build = facts.build.build
+    return {
+        "format": 1,
+        "passed": facts.passed,
+        "headline": headline(facts),
+        "build": build.to_json() | {"nodes": len(build.nodes)} if build else None,
+        "seconds": facts.summary["seconds"],
+        "gates": {"passed": sum(gate.passed for gate in gates), "all": len(gates)},
+        "flips": _flipped(facts),
+        "nodes": {
+            status: sum(node.status == status for node in facts.build.nodes)
+            for status in ("built", "cached", "failed", "skipped")
+        },
+        "devices": [_device(device) for device in facts.devices],
+    }
+
+
+def _device(device: Device) -> dict[str, Any]:
+    found = worst(device.metrics)
+    kept = None
+    if found is not None:
+        keys = {"retention": "retention", "low": "retention_low", "high": "retention_high"}
+        kept = {"task": found[0], **{key: found[1].get(name) for key, name in keys.items()}}
+    predicted = {name: vars(each) for name in PREDICTED if (each := device.estimate(name)) is not None}
+    return {
+        "name": device.name,
+        "title": device.title,
+        "runtime": device.runtime,
+        "chip": device.chip,
+        "verdict": device.verdict,
+        "gates": {"passed": len(device.gates) - len(device.failed), "all": len(device.gates)},
+        "size_bytes": device.size,
+        "worst": kept,
+        "predicted": predicted,
+        "risks": device.risk_count,
+        "bundle": device.bundle,
+    }
+
+
+def _retention(facts: Facts) -> tuple[str, Html, str, str]:
+    found = [(each, device) for device in facts.devices if (each := worst(device.metrics)) is not None]
+    if not found:
+        return "Worst retention", element("b", ABSENT), "not measured", ""
+    (task, row), device = min(found, key=lambda pair: pair[0][1].get("retention_low") or pair[0][1]["retention"])
+    ends = f"{percent(row.get('retention_low'))} to {percent(row.get('retention_high'))}"
+    return "Worst retention", element("b", percent(row["retention"])), f"{ends}: {task}, {device.title}", ""
+
+
+def _largest(facts: Facts) -> tuple[str, Html, str, str]:
+    found = [device for device in facts.devices if device.size is not None]
+    if not found:
+        return "Largest model", element("b", ABSENT), "not measured", ""
+    device = max(found, key=lambda each: each.size or 0)
+    return "Largest model", element("b", mebibytes(device.size), " MiB"), device.title, ""
+
+
+def _slowest(facts: Facts) -> tuple[str, Html, str, str]:
+    """The slowest decoding, or the slowest first token where that is all that is known."""
+    for name, title, unit, worse in (
+        ("tokens_per_s", "Slowest decode", "tokens/s", min),
+        ("first_token_ms", "Slowest first token", "ms", max),
+    ):
+        found = [(each, device) for device in facts.devices if (each := device.estimate(name)) is not None]
+        if found:
+            each, device = worse(found, key=lambda pair: pair[0].value)
+            ends = f"{number(each.low)}–{number(each.high)}: " if each.low is not None else ""
+            return title, element("b", number(each.value), f" {unit}"), f"{ends}{device.title}, predicted", "predicted"
+    return "Slowest decode", element("b", ABSENT), "nothing is predicted", ""
+
+
+def _flipped(facts: Facts) -> int:
+    """Distinct questions that some device answers otherwise than the original, of those that are recorded."""
+    found = {
+        (str(flip.get("task")), str(flip.get("question")), str(flip.get("before")), str(flip.get("image")))
+        for evaluation in facts.evaluations
+        if evaluation.node and evaluation.node.folder
+        for flip in read_lines(evaluation.node.folder / "flips.jsonl")
+    }
+    return len(found)

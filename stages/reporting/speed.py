@@ -1,0 +1,181 @@
+"""Latency, memory and size against their budgets, and how long the speed lasts: bars with their intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from stages.reporting.charts import axis_from_zero, bar, scale
+from stages.reporting.facts import Device, Estimate, Facts, estimate, part
+from stages.reporting.markup import Html, element, foreign
+from stages.reporting.matrix import known, scrolling
+from stages.reporting.words import ABSENT, SPEEDS, number, rounded
+
+SHOWN = ("encode_ms", "first_token_ms", "token_ms", "peak_memory_mib", "energy_j")
+LASTING = {
+    "tokens_per_s": "at once",
+    "tokens_per_s_1min": "1 min",
+    "tokens_per_s_5min": "5 min",
+    "tokens_per_s_15min": "15 min",
+}
+
+
+def speed(facts: Facts) -> Html:
+    """A chart for each figure, then what remains of the speed by context and in the heat."""
+    charts = [_chart(facts, name) for name in SHOWN]
+    parts = [
+        element("div", [_sizes(facts), *charts], class_="charts"),
+        _lasting(facts),
+        _contexts(facts),
+        _basis(facts),
+    ]
+    if not any(charts):
+        parts.insert(0, element("p", "Nothing is predicted for these devices.", class_="lead"))
+    return element("div", parts)
+
+
+def _chart(facts: Facts, name: str) -> Html | None:
+    found = [(device, each) for device in facts.devices if (each := device.estimate(name)) is not None]
+    if not found:
+        return None
+    title, unit, _ = SPEEDS[name]
+    return _bars(title, unit, found, name, True)
+
+
+def _sizes(facts: Facts) -> Html | None:
+    found = [(device, Estimate(device.size / 2**20)) for device in facts.devices if device.size is not None]
+    return _bars("Size", "MiB", found, "size_mib", False) if found else None
+
+
+def _bars(title: str, unit: str, found: Sequence[tuple[Device, Estimate]], name: str, predicted: bool) -> Html:
+    """A row for each device, the worst first. The axis ends where the data do: a budget far above is in the text."""
+    bounds = [bound for device, _ in found if (bound := device.budget(name)) is not None]
+    values = [each.high if each.high is not None else each.value for _, each in found]
+    most = max(values)
+    axis = axis_from_zero([*values, *(bound for bound in bounds if bound <= 2 * most)])
+    ordered = sorted(found, key=lambda pair: -pair[1].value)
+    word = "predicted" if predicted else "measured"
+    rows = []
+    for device, each in ordered:
+        bound = device.budget(name)
+        bad = bound is not None and (each.high if each.high is not None else each.value) > bound
+        ends = f"{number(each.low)}–{number(each.high)}" if each.low is not None and each.high is not None else None
+        words = f"{number(each.value)} {unit} {word}" + (f", {ends}" if ends else "")
+        words += f"; budget {rounded(bound)}" if bound is not None else ""
+        rows.append(
+            element(
+                "tr",
+                element("th", foreign(device.title), scope="row"),
+                element("td", bar(axis, each.value, each.low, each.high, bound, predicted, bad, words), class_="track"),
+                element(
+                    "td",
+                    element("b", number(each.value)),
+                    element("small", ends) if ends else None,
+                    class_=f"number {word}{' bad' if bad else ''}",
+                ),
+                element("td", rounded(bound) if bound is not None else ABSENT, class_="number budget"),
+                data_device=device.name,
+                data_verdict=device.verdict,
+                data_runtime=device.runtime,
+            )
+        )
+    head = element(
+        "tr",
+        element("th", "Device", scope="col"),
+        element("th", scale(axis), scope="col", class_="track", aria_label="Drawn"),
+        element("th", word, scope="col", class_=f"number {word}"),
+        element("th", "budget", scope="col", class_="number budget"),
+    )
+    note = "; 90 % interval" if any(each.low is not None for _, each in found) else ""
+    return element(
+        "figure",
+        element(
+            "figcaption",
+            element("h3", title, element("small", unit)),
+            element("p", known(predicted), note, "; line: budget" if bounds else "; no budget"),
+        ),
+        element("table", element("thead", head), element("tbody", rows), class_="bars"),
+    )
+
+
+def _lasting(facts: Facts) -> Html | None:
+    shown = [name for name in LASTING if any(device.estimate(name) for device in facts.devices)]
+    if len(shown) < 2:
+        return None
+    rows = [
+        (device, [device.estimate(name) for name in shown])
+        for device in facts.devices
+        if any(device.estimate(name) for name in shown)
+    ]
+    return _table("Sustained decoding", "tokens/s, as the device heats up", [LASTING[name] for name in shown], rows)
+
+
+def _contexts(facts: Facts) -> Html | None:
+    every = {name for device in facts.devices for name in part(device.metrics, "by_context")}
+    names = sorted((name for name in every if str(name).isdecimal()), key=int)
+    if not names:
+        return None
+    rows = [
+        (device, [estimate(part(device.metrics, "by_context").get(name)) for name in names])
+        for device in facts.devices
+        if part(device.metrics, "by_context")
+    ]
+    return _table("Decoding by context", "tokens/s with so many tokens before", names, rows)
+
+
+def _table(title: str, unit: str, names: Sequence[str], rows: Sequence[tuple[Device, list[Estimate | None]]]) -> Html:
+    head = element(
+        "tr",
+        element("th", "Device", scope="col"),
+        [element("th", name, scope="col", class_="number predicted") for name in names],
+    )
+    body = [
+        element(
+            "tr",
+            element("th", foreign(device.title), scope="row"),
+            [_cell(each) for each in found],
+            data_device=device.name,
+            data_verdict=device.verdict,
+            data_runtime=device.runtime,
+        )
+        for device, found in rows
+    ]
+    table = element("table", element("thead", head), element("tbody", body))
+    return element(
+        "figure",
+        element(
+            "figcaption", element("h3", title, element("small", unit)), element("p", known(True), "; 90 % interval")
+        ),
+        scrolling(table, title),
+        class_="wide",
+    )
+
+
+def _cell(each: Estimate | None) -> Html:
+    if each is None:
+        return element("td", ABSENT, class_="number predicted")
+    ends = f"{number(each.low)}–{number(each.high)}" if each.low is not None else None
+    return element(
+        "td", element("b", number(each.value)), element("small", ends) if ends else None, class_="number predicted"
+    )
+
+
+def _basis(facts: Facts) -> Html | None:
+    """On what the predictions rest, each sentence once with its devices."""
+    said: dict[tuple[str, str], list[str]] = {}
+    for device in facts.devices:
+        for name, sentence in part(device.metrics, "basis").items():
+            said.setdefault((name, str(sentence)), []).append(device.title)
+    if not said:
+        return None
+    items = [
+        element(
+            "li",
+            element("b", foreign(name)),
+            ": ",
+            foreign(sentence),
+            " ",
+            element("small", foreign(", ".join(titles))),
+        )
+        for (name, sentence), titles in said.items()
+    ]
+    return element("details", element("summary", "On what the predictions rest"), element("ul", items, class_="plain"))
