@@ -171,13 +171,9 @@ def build(project: Project, options: argparse.Namespace) -> int:
 
 def show_summary(summary: Summary) -> None:
     """Print what the build came to: what stages say of their results, and a table for each device."""
-    from pipelines.tables import device_table, summary_lines
+    from pipelines.tables import build_table, summary_lines
 
-    print("".join(f"{line}\n" for line in summary_lines(summary)), end="")
-    for device in summary.judged:
-        metrics = summary.metrics.get(device or "", {})
-        gates = [gate for gate in summary.gates if gate["device"] == device]
-        print("\n".join(device_table(device, metrics, gates, summary.bundles.get(device or ""))))
+    print("".join(f"{line}\n" for line in [*summary_lines(summary), *build_table(summary)]), end="")
     counts = {
         status: sum(node.status == status for node in summary.nodes)
         for status in ("built", "cached", "failed", "skipped")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipelines.gates import describe, is_finite
 from pipelines.summary import Summary
+
+FEW = 3  # devices that have a table each
+PREDICTED = ("token_ms", "first_token_ms", "encode_ms", "peak_memory_mib")
 
 
 def summary_lines(summary: Summary) -> Iterator[str]:
@@ -17,12 +21,47 @@ def summary_lines(summary: Summary) -> Iterator[str]:
             yield from (f"  {line}".rstrip() for line in node.summary.splitlines())
 
 
+def build_table(summary: Summary) -> Iterator[str]:
+    """Yield a table for each device or, where there are many, one for all of which the same was measured."""
+    found: dict[str, list[str | None]] = {}
+    chosen = list(summary.devices)
+    for device in sorted(summary.judged, key=lambda each: chosen.index(each) if each in chosen else len(chosen)):
+        metrics = summary.metrics.get(device or "", {})
+        same = [mapping(metrics, key) for key in ("tasks", "overall", "parity", "fidelity")]
+        mark = json.dumps(same) if any(same) and len(summary.judged) > FEW else str(device)
+        found.setdefault(mark, []).append(device)
+    for devices in found.values():
+        if len(devices) == 1:
+            gates = gates_of(summary, devices[0])
+            metrics = summary.metrics.get(devices[0] or "", {})
+            yield from device_table(devices[0], metrics, gates, summary.bundles.get(devices[0] or ""))
+        else:
+            yield ", ".join(str(device) for device in devices)
+            yield from measured_lines(summary.metrics[str(devices[0])])
+            yield from predicted_lines(summary, [str(device) for device in devices])
+
+
+def gates_of(summary: Summary, device: str | None) -> list[dict[str, Any]]:
+    return [gate for gate in summary.gates if gate["device"] == device]
+
+
 def device_table(
     device: str | None, metrics: Mapping[str, Any], gates: list[dict[str, Any]], bundle: str | None
 ) -> Iterator[str]:
     """Yield the lines for one device, or for none. metrics: what its gates file holds; missing parts are left out."""
     size = f"  {mebibytes(size_of(metrics))}" if size_of(metrics) else ""
     yield f"{device}{size}  {bundle or 'no bundle'}" if device else "no device"
+    yield from measured_lines(metrics)
+    if predicted := mapping(metrics, "predicted"):
+        yield "  predicted     " + ", ".join(f"{name} {estimate(value)}" for name, value in predicted.items())
+    if metrics.get("risks"):
+        yield f"  risks         {metrics['risks']} found by static rules; 'tapeout report' lists them"
+    yield f"  gates         {passed_of(gates)}"
+    yield from failed_lines(gates)
+
+
+def measured_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
+    """Yield tasks and parity."""
     tasks = tasks_of(metrics)
     if tasks:
         yield f"  {'task':<14}{'n':>6}{'fp32':>9}{'artifact':>10}{'retention':>11}  95 % interval"
@@ -35,13 +74,49 @@ def device_table(
     parity = mapping(metrics, "parity")
     if parity:
         yield "  parity        " + ", ".join(f"{name} {number(value)}" for name, value in parity.items())
-    if predicted := mapping(metrics, "predicted"):
-        yield "  predicted     " + ", ".join(f"{name} {value:.3g}" for name, value in predicted.items())
-    if metrics.get("risks"):
-        yield f"  risks         {metrics['risks']} found by static rules; 'tapeout report' lists them"
-    failed = [gate for gate in gates if not gate["passed"]]
-    yield f"  gates         {len(gates) - len(failed)} of {len(gates)} passed"
-    yield from (f"    FAILED      {describe(gate)}" for gate in failed)
+
+
+def predicted_lines(summary: Summary, devices: list[str]) -> Iterator[str]:
+    """Yield a row for each device: size, what is predicted, gates, bundle. Then what failed, once for all of which it
+    is true."""
+    rows = [["device", "size", *(f"{name} *" for name in PREDICTED), "gates", "bundle"]]
+    failed: dict[tuple[str, ...], list[str]] = {}
+    for device in devices:
+        metrics, gates = summary.metrics[device], gates_of(summary, device)
+        told = mapping(metrics, "predicted")
+        size = mebibytes(size_of(metrics)) if size_of(metrics) else ""
+        cells = [estimate(told[name]) if name in told else "" for name in PREDICTED]
+        rows.append([device, size, *cells, passed_of(gates), summary.bundles.get(device, "no bundle")])
+        for gate in gates:
+            failed.setdefault(tuple(failed_lines([gate])), []).append(device)
+    kept = [place for place in range(len(rows[0])) if any(row[place] for row in rows[1:])]
+    widths = {place: max(len(row[place]) for row in rows) for place in kept}
+    for row in rows:
+        yield "  " + "  ".join(row[place].ljust(widths[place]) for place in kept).rstrip()
+    if any(rows[0][place].endswith("*") for place in kept):
+        yield "  * predicted, not measured, with its interval"
+    for (said, *helps), names in [(lines, names) for lines, names in failed.items() if lines]:
+        yield f"{said}  ({', '.join(names)})"
+        yield from helps
+
+
+def passed_of(gates: list[dict[str, Any]]) -> str:
+    return f"{sum(gate['passed'] for gate in gates)} of {len(gates)} passed"
+
+
+def failed_lines(gates: list[dict[str, Any]]) -> Iterator[str]:
+    """Yield the gates that failed, and what would help."""
+    for gate in gates:
+        if not gate["passed"]:
+            yield f"    FAILED      {describe(gate)}"
+            yield from (f"                {line}" for line in gate.get("help") or ())
+
+
+def estimate(value: Any) -> str:
+    """Return a prediction, with its interval where it has one."""
+    if isinstance(value, Mapping) and all(is_finite(value.get(key)) for key in ("value", "low", "high")):
+        return f"{value['value']:.3g} [{value['low']:.3g}, {value['high']:.3g}]"
+    return f"{value:.3g}" if is_finite(value) else "-"
 
 
 def sweep_table(runs: list[tuple[str, Summary]]) -> Iterator[str]:
@@ -51,11 +126,9 @@ def sweep_table(runs: list[tuple[str, Summary]]) -> Iterator[str]:
         for device in summary.judged:
             metrics = summary.metrics.get(device or "", {})
             kept = [task["retention"] for task in tasks_of(metrics).values() if is_finite(task.get("retention"))]
-            gates = [gate["passed"] for gate in summary.gates if gate["device"] == device]
             size = mebibytes(size_of(metrics)) if size_of(metrics) else "-"
-            rows.append(
-                (name, device or "", size, percent(min(kept, default=None)), f"{sum(gates)} of {len(gates)} passed")
-            )
+            passed = passed_of(gates_of(summary, device))
+            rows.append((name, device or "", size, percent(min(kept, default=None)), passed))
         failed = [node.name for node in summary.nodes if node.status == "failed"]
         if failed or not summary.judged:
             rows.append((name, "", "", "", f"{', '.join(failed)} failed" if failed else "done"))

@@ -366,3 +366,23 @@ def test_the_report_lists_the_risks_in_a_bundles_manifest(toy: Toy) -> None:
     assert toy.run("report").status == 0
     page = (toy.root / "artifacts/report.html").read_text()
     assert page.count("A last axis of 8 &lt;padded&gt;") == 1 and "<td>model.py:7" in page and "No chip has run" in page
+
+
+def test_devices_of_which_the_same_was_measured_share_a_table(toy: Toy) -> None:
+    profile = (toy.root / "conf/device/watch.yaml").read_text()
+    for name, budget in (("glasses", 3), ("ring", 4)):
+        toy.write(f"conf/device/{name}.yaml", profile.replace("watch", name).replace("budget: 2", f"budget: {budget}"))
+    predicted = '"predicted": {"token_ms": {"value": 2.0 * device.budget, "low": 1.0, "high": 9.0}}, "gates": gates}'
+    toy.edit("toystages/validate.py", '"gates": gates}', predicted)
+    toy.edit(
+        "toystages/validate.py", '"passed": value >= config.bound', '"passed": device.budget < 4, "help": ["more bits"]'
+    )
+    out = toy.run("build", "device=all").out
+    assert out.count("retention  95 % interval") == 1 and "glasses, phone, ring, tablet, watch\n" in out
+    rows = {line.split()[0]: line for line in out.splitlines() if "MiB" in line}
+    assert set(rows) == {"glasses", "phone", "ring", "tablet", "watch"}
+    assert "6 [1, 9]" in rows["glasses"] and "1 of 1 passed  artifacts/glasses" in rows["glasses"]
+    assert "0 of 1 passed  no bundle" in rows["ring"] and "* predicted, not measured" in out
+    assert "FAILED      retention of ocr is 0.9, below 0.5  (ring)\n                more bits\n" in out
+    few = toy.run("build", "device=[phone,watch]").out
+    assert few.count("retention  95 % interval") == 2 and "predicted     token_ms 4 [1, 9]" in few
