@@ -13,9 +13,10 @@ import warnings
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePath
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from pipelines.errors import StageError, nearest
 from stages.data.example import Example, Questions
@@ -163,15 +164,17 @@ def _unreadable(asked: Sequence[tuple[Line, Path]]) -> Iterator[Problem]:
             yield Problem(line.number, f"image {line.image} {wrong[path]}")
 
 
-def _opened(path: Path) -> Image.Image:
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of odd EXIF data, which is not used
+        warnings.simplefilter("ignore")  # of odd metadata, which is not used
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        return Image.open(path, formats=FORMATS)
+        with Image.open(path, formats=FORMATS) as file:
+            yield file
 
 
 def _unreadable_by(cause: Exception, path: Path) -> str:
-    said = "it is none of its kinds" if isinstance(cause, Image.UnidentifiedImageError) else str(cause)
+    said = "it is none of its kinds" if isinstance(cause, UnidentifiedImageError) else str(cause)
     return f"cannot be read: {said.replace(str(path), path.name)}; expected PNG, JPEG, WebP, TIFF, BMP, GIF or PPM"
 
 
