@@ -259,8 +259,25 @@ class DeviceModel(Artifact):
         return dict(self.read_json("model.json"))
 
 
+class Baseline(Artifact):
+    """Held-out questions and the float model's answers: questions.jsonl and images.safetensors (data/asked.py),
+    answers.jsonl (one line a question), and metrics.json (which questions, and each task's scores)."""
+
+    def metrics(self) -> dict[str, Any]:
+        return dict(self.read_json("metrics.json"))
+
+
+class Evaluation(Artifact):
+    """What the shipped files do, whatever the device: metrics.json (scores, retention, parity, fidelity, size),
+    layers.json (each quantized weight's format, bytes and error); of questions answers.jsonl (one line each), and
+    flips.jsonl with images of those whose score changed."""
+
+    def metrics(self) -> dict[str, Any]:
+        return dict(self.read_json("metrics.json"))
+
+
 class Validation(Artifact):
-    """metrics.json (scores, retention, parity, sizes, gates) and answers.jsonl (one line a question)."""
+    """metrics.json: an Evaluation's, with what is predicted for the device, and its gates."""
 
     def metrics(self) -> dict[str, Any]:
         return dict(self.read_json("metrics.json"))

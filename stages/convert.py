@@ -6,7 +6,6 @@ from typing import Any
 
 from pipelines.workspace import Workspace
 from stages.artifacts import DeviceModel, Probe, QuantizedModel
-from stages.lowering.limits import HEXAGON
 from stages.schema import ConvertConfig, DeviceProfile, Runtime
 
 
@@ -41,7 +40,6 @@ def _lower(
             head_width=device.head_width,
             ranges=probe.ranges() if probe else None,
             overflow=config.overflow.value,
-            chip=device.chip,
         )
     from stages.lowering.onnx import lower_onnx
 
@@ -55,9 +53,9 @@ def _lower(
         prepacking=device.prepacking.value,
         architecture=device.architecture,
     )
-    if HEXAGON in device.execution_providers and model.config().vision:
+    if device.compile_for and model.config().vision:
         from stages.lowering.onnx.hexagon import compile_encoder
 
         ranges = probe.ranges() if probe else None
-        description["hexagon"] = compile_encoder(model.config(), model.store(), work.out, device.chip, ranges)
+        description["hexagon"] = compile_encoder(model.config(), model.store(), work.out, device.compile_for, ranges)
     return description

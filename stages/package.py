@@ -8,6 +8,7 @@ from typing import Any
 
 from pipelines.workspace import Workspace
 from stages.artifacts import Bundle, DeviceModel, QuantizedModel, Validation
+from stages.devices.neural_engine import on_chip
 from stages.quantizers.choices import weight_format
 from stages.schema import DeviceProfile, PackageConfig
 
@@ -44,7 +45,7 @@ def package(
             },
             "runtime": description["runtime"],
             "model": {key: value for key, value in description.items() if key not in _FINDINGS},
-            **{key: description[key] for key in _FINDINGS if key in description},
+            **_findings(description, device),
             **_preprocessing(device_model),
             "weights": _summary_of_formats(model),
             "validation": _validation(validation),
@@ -52,6 +53,11 @@ def package(
         },
     )
     return bundle
+
+
+def _findings(description: dict[str, Any], device: DeviceProfile) -> dict[str, Any]:
+    found = {key: description[key] for key in _FINDINGS if key in description}
+    return found | {"risks": on_chip(found["risks"], device.chip)} if "risks" in found else found
 
 
 def _preprocessing(device_model: DeviceModel) -> dict[str, Any]:
@@ -93,4 +99,8 @@ def _summary_of_formats(model: QuantizedModel) -> list[dict[str, Any]]:
 
 def _validation(validation: Validation) -> dict[str, Any]:
     metrics = validation.metrics()
-    return {key: metrics[key] for key in ("questions", "tasks", "parity", "gates") if key in metrics}
+    return {
+        key: metrics[key]
+        for key in ("questions", "tasks", "overall", "parity", "fidelity", "predicted", "gates")
+        if key in metrics
+    }

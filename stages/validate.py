@@ -1,52 +1,41 @@
-"""Run the shipped files and hold them against torch, against the float model's answers, and against the gates."""
+"""What a release engineer signs off on: what was measured, what is predicted of the device, and if that is enough."""
 
 from typing import Any
 
-import torch
-
-from pipelines.errors import StageError
 from pipelines.workspace import Workspace
-from stages.artifacts import DeviceModel, Probe, QuantizedModel, Validation
+from stages.artifacts import Baseline, Checkpoint, DeviceModel, Evaluation, QuantizedModel, Validation
+from stages.devices.neural_engine import on_chip
+from stages.evaluation.advice import advise
 from stages.evaluation.gates import check_budgets, check_gates
-from stages.evaluation.parity import measure_parity
 from stages.evaluation.predicted import predicted
-from stages.evaluation.questioning import ask
-from stages.schema import DeviceProfile, ValidateConfig, ValidationKind
+from stages.schema import DeviceProfile, ValidateConfig
 
 
 def validate(
+    evaluation: Evaluation,
+    checkpoint: Checkpoint,
     model: QuantizedModel,
     device_model: DeviceModel,
     config: ValidateConfig,
     device: DeviceProfile,
     work: Workspace,
-    baseline: Validation | None = None,
-    probe: Probe | None = None,
+    baseline: Baseline | None = None,
 ) -> Validation:
-    """metrics.json: parity with torch; size; how many risks the lowering found; what is predicted for the device, where
-    enough is known of it; gates. Where questions are asked also accuracy, retention and its interval a task, with
-    answers.jsonl.
+    """metrics.json: the evaluation's; how many risks the lowering found for the device's chip; what is predicted for
+    the device, where enough is known of it; gates, and what would help where one fails.
 
-    baseline: needed for questions; probe: for parity. Raises StageError for questions to a model that cannot answer.
+    checkpoint: what was quantized; baseline: where questions are asked. Raises ConfigError for a gate on what there is
+    not.
     """
-    torch.set_num_threads(config.threads)
-    if config.kind is ValidationKind.parity:
-        if probe is None:
-            raise StageError("validate.kind=parity needs a probe", hint="give stage validate `needs: {probe: probe}`")
-        measured: dict[str, Any] = {
-            "tasks": {},
-            "parity": measure_parity(model, probe, device_model, config.threads, work.progress),
-        }
-    else:
-        if baseline is None:
-            raise StageError("validate.kind=questions needs a baseline", hint="set validate=parity, or give it one")
-        measured = ask(model, device_model, baseline, config, work)
-    result = Validation(work.out)
-    size = sum(path.stat().st_size for path in device_model.path.rglob("*") if path.is_file())
     description = device_model.description()
-    metrics = {**measured, "size_bytes": size, "risks": len(description.get("risks", []))}
-    if latencies := predicted(model, description, device):
-        metrics["predicted"] = latencies
-    metrics["gates"] = check_gates(metrics, config.gates) + check_budgets(metrics, device.budgets)
+    metrics: dict[str, Any] = {
+        **evaluation.metrics(),
+        "risks": len(on_chip(description.get("risks", []), device.chip)),
+        **predicted(model, description, device),
+    }
+    gates = check_gates(metrics, config.gates, config.predictions)
+    gates += check_budgets(metrics, device.budgets, config.predictions)
+    result = Validation(work.out)
+    metrics["gates"] = advise(gates, metrics, evaluation, checkpoint, model, baseline, config.advise, work)
     result.write_json("metrics.json", metrics)
     return result

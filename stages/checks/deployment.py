@@ -38,12 +38,19 @@ def _processor(device: DeviceProfile) -> Problem | None:
             "for the kind of processor that the build runs on",
             "Set prepacking=load.",
         )
-    return hexagon_problem(device.chip) if HEXAGON in device.execution_providers else None
+    if device.compile_for is None:
+        return None
+    if HEXAGON not in device.execution_providers:
+        return (
+            f"compile_for is '{device.compile_for}', and {HEXAGON} is not among its execution providers",
+            f"Set execution_providers=[{HEXAGON},CPUExecutionProvider].",
+        )
+    return hexagon_problem(device.compile_for)
 
 
 def computes_in_float16(config: ConvertConfig, device: DeviceProfile) -> bool:
     """Whether values may leave the range in which the runtime computes."""
-    return device.runtime is Runtime.coreml or HEXAGON in device.execution_providers
+    return device.runtime is Runtime.coreml or device.compile_for is not None
 
 
 def probe(config: ProbeConfig, device: DeviceProfile | None = None) -> None:

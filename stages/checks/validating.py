@@ -7,7 +7,15 @@ from dataclasses import asdict
 from pipelines.errors import ConfigError, nearest, suggestion
 from stages.data.lines import check_dataset
 from stages.devices.hardware import check_predictable
-from stages.evaluation.names import MODEL_METRICS, PARITY_METRICS, PREDICTED_METRICS, TASK_METRICS, TASKS
+from stages.evaluation.names import (
+    MODEL_METRICS,
+    OVERALL,
+    PARITY_METRICS,
+    PREDICTED_METRICS,
+    TASK_METRICS,
+    TASKS,
+    TEXT_METRICS,
+)
 from stages.evaluation.text_metrics import METRICS
 from stages.schema import DeviceProfile, Gate, QuestionsConfig, ValidateConfig, ValidationKind
 
@@ -74,8 +82,9 @@ def _check_budgets(config: ValidateConfig, device: DeviceProfile) -> None:
 
 
 def _check_gate(gate: Gate, kind: ValidationKind) -> None:
-    known = PARITY_METRICS if kind is ValidationKind.parity else (*TASK_METRICS, *MODEL_METRICS)
-    if gate.metric in (*TASK_METRICS, *PARITY_METRICS) and gate.metric not in known:
+    of_tasks = (*TASK_METRICS, *TEXT_METRICS)
+    known = PARITY_METRICS if kind is ValidationKind.parity else (*of_tasks, *MODEL_METRICS)
+    if gate.metric in (*of_tasks, *MODEL_METRICS, *PARITY_METRICS) and gate.metric not in known:
         raise ConfigError(
             f"validate.gates: {gate.metric} is not measured where validate.kind is {kind.value}",
             hint=f"it measures: {', '.join(known)}",
@@ -85,16 +94,14 @@ def _check_gate(gate: Gate, kind: ValidationKind) -> None:
             f"validate.gates: there is no metric '{gate.metric}'",
             hint=nearest(gate.metric, known) or f"metrics: {', '.join(known)}",
         )
-    if gate.task is not None and gate.metric in PARITY_METRICS:
+    if gate.task is not None and gate.metric not in of_tasks:
         raise ConfigError(
             f"validate.gates: {gate.metric} is not measured task by task; found task '{gate.task}'",
             hint="set task: null",
         )
-    if gate.task is not None and gate.task not in TASKS:
-        raise ConfigError(
-            f"validate.gates: there is no task '{gate.task}'",
-            hint=nearest(gate.task, TASKS) or f"tasks: {', '.join(TASKS)}",
-        )
+    tasks = (*TASKS, OVERALL)
+    if gate.task is not None and gate.task not in tasks and (hint := nearest(gate.task, tasks)):
+        raise ConfigError(f"validate.gates: there is no task '{gate.task}'", hint=hint)  # others may be your own
     if gate.min is None and gate.max is None:
         raise ConfigError(f"validate.gates: the gate on {gate.metric} bounds nothing", hint="give it a min or a max")
     if gate.min is not None and gate.max is not None and gate.min > gate.max:

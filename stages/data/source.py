@@ -44,6 +44,10 @@ class QuestionSource(Protocol):
         """`per_task` held-out questions of each task."""
         ...
 
+    def of_task(self, task: str, count: int, seed: int) -> list[Example]:
+        """`count` held-out questions of one task: those of by_task."""
+        ...
+
 
 def question_source() -> QuestionSource:
     return _Procedural()
@@ -64,7 +68,10 @@ class _Procedural:
         return examples[:count]
 
     def by_task(self, per_task: int, seed: int) -> list[Example]:
-        return [example for task in TASKS for example in _of_task(task, per_task, seed)]
+        return [example for task in TASKS for example in self.of_task(task, per_task, seed)]
+
+    def of_task(self, task: str, count: int, seed: int) -> list[Example]:
+        return list(_of_task(task, count, seed))
 
 
 def _of_task(task: str, count: int, seed: int) -> Iterator[Example]:

@@ -1,16 +1,17 @@
 """answers.jsonl: one line a question, with what was answered and how it scored."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stages.data.example import Example, Questions
 from stages.data.image import preprocess
 from stages.data.prompt import PromptFormat
-from stages.data.source import Example
+from stages.evaluation.scores import Scorer
 from stages.models.vlm import ModelConfig
 
 
@@ -32,7 +33,17 @@ def write_answers(path: Path, answers: Sequence[Answer]) -> None:
 
 
 def read_answers(path: Path) -> list[Answer]:
-    return [Answer(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [Answer(**json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+
+
+def answered(prompts: PromptFormat, questions: Questions, tokens: Sequence[Sequence[int]]) -> list[Answer]:
+    """The answers, in words and scored, of which `tokens` are the ids, in the order of the questions."""
+    scorer, found = Scorer(questions), list[Answer]()
+    for index, (example, ids) in enumerate(zip(questions, tokens, strict=True)):
+        text = prompts.decode(list(ids))
+        value = scorer.score(index, text)
+        found.append(Answer(example.task, example.question, example.answer, text, value, list(ids)))
+    return found
 
 
 def scores_by_task(answers: Sequence[Answer]) -> dict[str, NDArray[np.float64]]:
@@ -46,6 +57,6 @@ def prompt_format(folder: Path, config: ModelConfig) -> PromptFormat:
     return PromptFormat.open(folder, config.image_token_id, config.vision.tokens if config.vision else 0)
 
 
-def preprocessed(examples: Sequence[Example], settings: dict[str, object]) -> NDArray[np.float32]:
+def preprocessed(examples: Iterable[Example], settings: dict[str, object]) -> NDArray[np.float32]:
     """The images of all examples as the encoder takes them, (N, 3, S, S)."""
     return np.concatenate([preprocess(example.image, settings) for example in examples])

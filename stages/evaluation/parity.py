@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from pipelines.errors import StageError
 from stages.artifacts import DeviceModel, Probe, QuantizedModel
+from stages.evaluation.difference import Difference
 from stages.runtimes.generate import image_rows
 from stages.runtimes.opening import open_graph, open_session
 from stages.runtimes.session import LanguageSession
@@ -46,9 +47,9 @@ def measure_parity(
         expected = values.array("features")
         features = session.encode(values.array("pixels"))
         session.release_encoder()
-        found["features_error"] = _Difference().add(expected, features).relative()
+        found["features_error"] = Difference().add(expected, features).relative()
         rows = image_rows(session, ids[: probe.prompt()].tolist(), features)
-    difference, same, total = _Difference(), 0, 0
+    difference, same, total = Difference(), 0, 0
     for start, logits in _run(session, ids[:count], rows, report):
         skipped = max(first - start, 0)
         if skipped >= len(logits):
@@ -99,7 +100,7 @@ def _module_parity(probe: Probe, device_model: DeviceModel, threads: int) -> dic
     values = TensorReader(probe.values)
     inputs = {name.removeprefix("inputs."): values.array(name) for name in values.entries if name.startswith("inputs.")}
     results = open_graph(device_model, threads).run(inputs)
-    difference, same, total = _Difference(), 0, 0
+    difference, same, total = Difference(), 0, 0
     for name, found in results.items():
         expected = values.array(f"outputs.{name}")
         if expected.shape != found.shape:
@@ -109,25 +110,3 @@ def _module_parity(probe: Probe, device_model: DeviceModel, threads: int) -> dic
         same += int((rows.argmax(1) == found.reshape(rows.shape).argmax(1)).sum())
         total += len(rows)
     return {"top1": same / total, "rows": total, "error": difference.relative()}
-
-
-class _Difference:
-    """Sums over blocks of numbers: of squared differences, and of the reference's variance row by row."""
-
-    def __init__(self) -> None:
-        self.squares = self.spread = 0.0
-
-    def add(self, expected: NDArray[Any], found: NDArray[Any]) -> "_Difference":
-        for row, other in zip(*(np.atleast_2d(values.astype(np.float32)) for values in (expected, found)), strict=True):
-            self.squares += float(np.square(row - other, dtype=np.float64).sum())
-            self.spread += float(np.square(row - row.mean(), dtype=np.float64).sum())
-        return self
-
-    def relative(self) -> float:
-        """Root mean square difference over the root mean square deviation from each row's mean."""
-        if not np.isfinite([self.squares, self.spread]).all():
-            raise StageError(
-                "the shipped files give values that are not finite where torch, with the same weights, does not",
-                hint="A layer leaves float16's range: Core ML's last layer is the logits, which no probe measures.",
-            )
-        return float((self.squares / max(self.spread, np.finfo(np.float64).tiny)) ** 0.5)

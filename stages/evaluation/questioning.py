@@ -1,65 +1,126 @@
-"""Held-out questions, answered by the shipped files."""
+"""Held-out questions, answered by the shipped files, and what that says of them."""
 
+import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+import numpy as np
+from PIL import Image
 
 from pipelines.errors import StageError
 from pipelines.workspace import Workspace
-from stages.artifacts import DeviceModel, QuantizedModel, Validation
-from stages.data.image import preprocess
-from stages.data.source import Example, question_source
-from stages.evaluation.answers import Answer, preprocessed, prompt_format, read_answers, write_answers
+from stages.artifacts import Baseline, Checkpoint, DeviceModel, QuantizedModel
+from stages.data.asked import read_asked
+from stages.data.example import Questions
+from stages.evaluation.answers import Answer, answered, prompt_format, read_answers, write_answers
+from stages.evaluation.difference import Difference
+from stages.evaluation.fidelity import vocabulary
 from stages.evaluation.metrics import compare
-from stages.evaluation.scores import score
-from stages.evaluation.torch_answers import agreement, encode_images
-from stages.runtimes.generate import generate
-from stages.runtimes.opening import open_session
 from stages.schema import ValidateConfig
+
+PART = 75  # questions that one call answers: its process opens the model once, for all of its calls
+FLIPS = 40  # that are kept with their images
+_WIDTH = 320  # pixels, at most, of an image that is kept
 
 
 def ask(
-    model: QuantizedModel, device_model: DeviceModel, baseline: Validation, config: ValidateConfig, work: Workspace
+    checkpoint: Checkpoint,
+    model: QuantizedModel,
+    device_model: DeviceModel,
+    baseline: Baseline,
+    config: ValidateConfig,
+    work: Workspace,
 ) -> dict[str, Any]:
-    """The baseline's questions put to the device model: which they are, scores by task, and parity.
+    """The baseline's questions put to the device model: which they are, scores by task, parity and fidelity.
 
-    Writes answers.jsonl. Raises StageError for a model without a tower: the questions are about images.
+    Writes answers.jsonl, and flips.jsonl with images. checkpoint: what was quantized. Raises StageError for a model
+    without a tower: the questions are about images.
     """
     if model.config().vision is None:
         raise StageError("the questions are about images, and the model has no tower", hint="set validate=parity")
-    drawn = baseline.metrics()["questions"]
-    examples = question_source().by_task(drawn["per_task"], drawn["seed"])
-    answers = _answer(device_model, model, examples, config.threads, work)
+    questions = read_asked(baseline.path)
+    items = [{"start": start, "stop": min(start + PART, len(questions))} for start in range(0, len(questions), PART)]
+    parts: dict[int, dict[str, Any]] = {}
+    for index, part in work.map("stages.evaluation.part.evaluate_part", items):
+        parts[index] = part
+        work.progress(sum(len(each["tokens"]) for each in parts.values()), len(questions), "questions")
+    ordered = [parts[index] for index in range(len(items))]
+    tokens = [ids for part in ordered for ids in part["tokens"]]
+    answers = answered(prompt_format(device_model.path, model.config()), questions, tokens)
+    reference = read_answers(baseline.path / "answers.jsonl")
     write_answers(work.out / "answers.jsonl", answers)
+    _write_flips(work.out, questions, reference, answers)
     return {
-        "questions": drawn,
-        "tasks": compare(answers, read_answers(baseline.path / "answers.jsonl"), config),
-        "parity": _parity(model, examples, answers),
+        "questions": baseline.metrics()["questions"],
+        **compare(questions, answers, reference, config),
+        "parity": _parity(ordered),
+        "fidelity": {**_fidelity(ordered), "vocabulary": vocabulary(checkpoint, device_model)},
     }
 
 
-def _answer(
-    device_model: DeviceModel, model: QuantizedModel, examples: list[Example], threads: int, work: Workspace
-) -> list[Answer]:
-    """Each answer generated token by token by the runtime, from the image through the artifact's own preprocessing."""
-    session = open_session(device_model, threads)
-    prompts = prompt_format(device_model.path, model.config())
-    settings = device_model.read_json("preprocessing.json")
-    answers = []
-    for example in examples:
-        features = session.encode(preprocess(example.image, settings))
-        ids = prompts.encode(example.question)
-        tokens = generate(session, ids, features, end_id=prompts.end_id, max_new_tokens=prompts.max_new_tokens)
-        text = prompts.decode(tokens)
-        value = score(example.task, text, example.answer)
-        answers.append(Answer(example.task, example.question, example.answer, text, value, tokens))
-        work.progress(len(answers), len(examples), "questions")
-    return answers
+def _parity(parts: Sequence[dict[str, Any]]) -> dict[str, float | int]:
+    """The runtime against torch with the shipped weights. top1: the share of its answer tokens that torch would have
+    chosen; error: of the logits, given the runtime's visual tokens; features_error: of the visual tokens; both root
+    mean square over their spread."""
+    total = sum(sum(part["counts"]) for part in parts)
+    return {
+        "top1": sum(part["same"] for part in parts) / total,
+        "tokens": total,
+        "error": _summed(part["runtime"] for part in parts).relative(),
+        "features_error": _summed(part["features"] for part in parts).relative(),
+    }
 
 
-def _parity(model: QuantizedModel, examples: list[Example], answers: list[Answer]) -> dict[str, float | int]:
-    """top1: the share of the runtime's answer tokens that the dequantized torch model would have chosen."""
-    torch_model = model.model()
-    prompts = prompt_format(model.path, model.config())
-    features = encode_images(torch_model, preprocessed(examples, model.read_json("preprocessing.json")))
-    said = [[*answer.tokens, prompts.end_id][: prompts.max_new_tokens] for answer in answers]
-    same, total = agreement(torch_model, features, [prompts.encode(example.question) for example in examples], said)
-    return {"top1": same / total, "tokens": total}
+def _fidelity(parts: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """The shipped files against the checkpoint that was quantized. kl: KL(checkpoint || files), nats a token of the
+    answers; kl_high: and two standard errors of it, over questions; agreement: the share of tokens that the checkpoint
+    would have chosen; prompts: the share of questions that become the same tokens; pixels: the largest difference of a
+    prepared image's values."""
+    counts = np.array([count for part in parts for count in part["counts"]], np.float64)
+    sums = np.array([kl for part in parts for kl in part["kl"]], np.float64)
+    kl = sums.sum() / counts.sum()
+    error = np.sqrt(np.square(sums - kl * counts).sum()) / counts.sum()
+    return {
+        "kl": float(kl),
+        "kl_high": float(kl + 2 * error),
+        "agreement": sum(part["agreed"] for part in parts) / float(counts.sum()),
+        "prompts": sum(part["prompts"] for part in parts) / len(counts),
+        "pixels": max(part["pixels"] for part in parts),
+    }
+
+
+def _summed(sums: Any) -> Difference:
+    found = np.sum([*sums], axis=0)
+    return Difference([float(found[0]), float(found[1])])
+
+
+def _write_flips(out: Path, questions: Questions, before: Sequence[Answer], after: Sequence[Answer]) -> None:
+    """flips.jsonl: the questions whose score changed, the largest changes first, FLIPS of them with their images."""
+    changed = [index for index in range(len(after)) if before[index].score != after[index].score]
+    changed.sort(key=lambda index: (after[index].score - before[index].score, index))  # what was lost comes first
+    lines = []
+    (out / "flips").mkdir()
+    for number, index in enumerate(changed):
+        image = f"flips/{number:04}.png" if number < FLIPS else None
+        if image:
+            picture = Image.fromarray(questions[index].image)
+            picture.thumbnail((_WIDTH, _WIDTH))
+            picture.save(out / image, "PNG", optimize=False)
+        said, old = after[index], before[index]
+        lines.append(
+            {
+                "task": said.task,
+                "question": said.question,
+                "expected": said.expected,
+                "before": old.answer,
+                "after": said.answer,
+                "score_before": old.score,
+                "score_after": said.score,
+                "image": image,
+            }
+        )
+    text = "".join(json.dumps(line, ensure_ascii=False, sort_keys=True) + "\n" for line in lines)
+    (out / "flips.jsonl").write_text(text, encoding="utf-8")
+    if not changed:
+        (out / "flips").rmdir()

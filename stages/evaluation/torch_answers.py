@@ -1,4 +1,4 @@
-"""Answers of the torch model, in batches: the float checkpoint's, and how a runtime's agree with the quantized one."""
+"""Answers of a torch model, in batches."""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from stages.models.qwen2 import CachedContext, MaskedContext
+from stages.models.qwen2 import CachedContext
 from stages.models.vlm import VisionLanguageModel
 
 Ids = Sequence[int]
@@ -36,16 +36,16 @@ def generate(
     token; features (B, T, D) are their images'. Prompts of one length go through the model together."""
     answers: list[list[int]] = [[] for _ in prompts]
     done = 0
-    for rows in _by_length(prompts):
+    for rows in by_length(prompts):
         ids = torch.tensor([prompts[row] for row in rows])
-        aligned = _aligned(model, ids, features[rows])
+        visual = aligned(model, ids, features[rows])
         text = model.config.text
         shape = (len(rows), text.num_key_value_heads, ids.shape[1] + limit, text.head_dim)
         caches = [torch.zeros(shape) for _ in range(2 * text.num_hidden_layers)]
         position, open_rows = 0, set(range(len(rows)))
         for _ in range(limit):
             context = CachedContext(torch.tensor([position]), caches, text)
-            hidden = model.text.hidden(model.embed(ids, aligned), context)
+            hidden = model.text.hidden(model.embed(ids, visual), context)
             chosen = model.text.head(hidden[:, -1]).argmax(-1)
             caches, position = context.caches, position + ids.shape[1]
             for index in sorted(open_rows):
@@ -55,38 +55,13 @@ def generate(
                     answers[rows[index]].append(int(chosen[index]))
             if not open_rows:
                 break
-            ids, aligned = chosen[:, None], torch.zeros(len(rows), 1, text.hidden_size)
+            ids, visual = chosen[:, None], torch.zeros(len(rows), 1, text.hidden_size)
         done += len(rows)
         tick(done)
     return answers
 
 
-@torch.inference_mode()
-def agreement(
-    model: VisionLanguageModel,
-    features: torch.Tensor,
-    prompts: Sequence[Ids],
-    answers: Sequence[Ids],
-) -> tuple[int, int]:
-    """How many of a runtime's answer tokens (its end token included) the model would have chosen too, given the same
-    tokens before; and how many there are."""
-    same = total = 0
-    whole = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
-    for rows in _by_length(whole):
-        ids = torch.tensor([whole[row] for row in rows])
-        count = ids.shape[1]
-        mask = torch.ones(count, count, dtype=torch.bool).tril()
-        context = MaskedContext(torch.arange(count), mask, model.config.text)
-        hidden = model.text.hidden(model.embed(ids, _aligned(model, ids, features[rows])), context)
-        for index, row in enumerate(rows):
-            start = len(prompts[row])
-            chosen = model.text.head(hidden[index, start - 1 : -1]).argmax(-1)
-            same += int((chosen == ids[index, start:]).sum())
-            total += count - start
-    return same, total
-
-
-def _by_length(sequences: Sequence[Ids]) -> list[list[int]]:
+def by_length(sequences: Sequence[Ids]) -> list[list[int]]:
     """Indices in batches of equal length."""
     groups: dict[int, list[int]] = defaultdict(list)
     for index, sequence in enumerate(sequences):
@@ -94,7 +69,7 @@ def _by_length(sequences: Sequence[Ids]) -> list[list[int]]:
     return [rows[start : start + BATCH] for _, rows in sorted(groups.items()) for start in range(0, len(rows), BATCH)]
 
 
-def _aligned(model: VisionLanguageModel, ids: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+def aligned(model: VisionLanguageModel, ids: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
     """features (B, T, D) moved to where the first T image tokens of ids (B, N) stand: (B, N, D), zeros elsewhere."""
     aligned = torch.zeros(*ids.shape, features.shape[-1])
     places = ids == model.config.image_token_id

@@ -1,6 +1,6 @@
 """Greedy generation, token by token, on any runtime behind the session protocol."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 
 from pipelines.errors import StageError
 from stages.runtimes.session import LanguageSession
+
+Observer = Callable[[NDArray[np.float32]], object]
 
 
 def generate(
@@ -17,9 +19,11 @@ def generate(
     *,
     end_id: int,
     max_new_tokens: int,
+    observe: Observer = lambda logits: None,
 ) -> list[int]:
     """The most likely next token again and again, until end_id (left out) or max_new_tokens or the context is full.
 
+    observe: is given the logits (V,) that each token was chosen by, the end's included.
     ids: the prompt, with the image token once for each of features' rows (T, D). Raises StageError where the prompt
     does not fit the context, or has another number of image tokens.
     """
@@ -29,6 +33,7 @@ def generate(
     context = int(session.description["context"])
     answer: list[int] = []
     while len(answer) < max_new_tokens:
+        observe(logits)
         token = int(logits.argmax())
         if token == end_id:
             break

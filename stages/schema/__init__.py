@@ -49,6 +49,7 @@ from stages.schema.search import (
 from stages.schema.validating import (
     Gate,
     PackageConfig,
+    Prediction,
     ProbeConfig,
     QuestionsConfig,
     ValidateConfig,
@@ -80,6 +81,7 @@ __all__ = [
     "PackageConfig",
     "Peak",
     "Peaks",
+    "Prediction",
     "Prepacking",
     "ProbeConfig",
     "QuantizeConfig",

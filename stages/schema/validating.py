@@ -28,7 +28,7 @@ class ValidationKind(Enum):
 
 @dataclass
 class Gate:
-    """A bound on a metric: min or max, the other null. task: null means each task for itself."""
+    """A bound on a metric: min or max, the other null. task: null means each task for itself, overall all together."""
 
     metric: str
     task: str | None
@@ -50,16 +50,26 @@ class QuestionsConfig:
     tasks: dict[str, str]
 
 
+class Prediction(Enum):
+    """Which end of a predicted interval a gate looks at: the worse one for it, or the value in its middle."""
+
+    worst = "worst"
+    value = "value"
+
+
 @dataclass
 class ValidateConfig:
     """kind: what is measured, by so many threads. resamples and confidence of the paired bootstrap of questions, drawn
-    by `seed`; and what must hold."""
+    by `seed`; and what must hold: gates, which look at that end of what is predicted. advise: whether a gate that
+    fails on answers has what would help looked for, which takes about as long as asking the questions did."""
 
     kind: ValidationKind
     threads: int
     resamples: int
     confidence: float
     seed: int
+    predictions: Prediction
+    advise: bool
     gates: list[Gate]
 
 

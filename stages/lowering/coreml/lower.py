@@ -36,7 +36,6 @@ def lower_coreml(
     head_width: int = 0,
     ranges: Ranges | None = None,
     overflow: str = "float32",
-    chip: str = "",
 ) -> dict[str, Any]:
     """Write the packages into `out` and return what model.json says of them.
 
@@ -50,12 +49,12 @@ def lower_coreml(
     context: rows of the cache, a multiple of 32. A call must end within it: position + N <= context.
     head_width: the output head is several layers of at most so many words each, 0: one layer (see head.py).
     ranges: {"encoder" | "decoder" | "main": {node of the captured graph: largest |value| seen}}; overflow: what becomes
-    of those beyond float16 (see ranges.py). "precision" of the result lists them. chip: whose Neural Engine the
-    "risks" of the result speak of (devices/neural_engine.py).
+    of those beyond float16 (see ranges.py). "precision" of the result lists them; "risks" what the Neural Engine of
+    some chip may not like (devices/neural_engine.py).
     Raises LoweringError for what Core ML cannot hold, and where the saved files are not what the store promised.
     """
     out.mkdir(parents=True, exist_ok=True)
-    lowering = _Lowering(config, store, out, ranges or {}, overflow, chip, head_width)
+    lowering = _Lowering(config, store, out, ranges or {}, overflow, head_width)
     functions = {}
     for name, captured in capture_fixed(config).items():
         spec = _module_spec(config, captured) if config.module else _encoder_spec(config)
@@ -88,13 +87,12 @@ class _Lowering:
         out: Path,
         ranges: Ranges,
         overflow: str,
-        chip: str,
         head_width: int,
     ):
         self.held: list[Held] = []
         self.risks: list[Finding] = []
         self._config, self._store, self._out = config, store, out
-        self._ranges, self._overflow, self._chip, self._head_width = ranges, overflow, chip, head_width
+        self._ranges, self._overflow, self._head_width = ranges, overflow, head_width
 
     def function(
         self, spec: FunctionSpec, captured: ExportedProgram, part: str, bank: WeightBank, *, context: int = 0
@@ -117,7 +115,7 @@ class _Lowering:
             shutil.rmtree(path, ignore_errors=True)
             partial.rename(path)
         lines = {builder.spec.name: builder.lines for builder in builders}
-        self.risks += inspect_program(spec, self._chip, lines=lines, package=path.name)
+        self.risks += inspect_program(spec, lines=lines, package=path.name)
         return {builder.spec.name: builder.spec.to_dict() | {"file": path.name} for builder in builders}
 
     def _inputs(self, builder: FunctionBuilder, caller: RangeCaller) -> dict[str, Any]:
