@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
 
 from pipelines.errors import ConfigError, nearest, suggestion
@@ -57,8 +58,11 @@ def questions(config: QuestionsConfig, device: DeviceProfile | None = None) -> N
             hint="set questions.per_task=150, or questions.path to a folder of your own",
         )
     for task, metric in config.tasks.items():
-        if not task.strip():
-            raise ConfigError("questions.tasks: a task has no name", hint="expected a name, such as receipts: cer")
+        if not re.fullmatch(r"\w[\w-]*", task) or task == OVERALL:
+            raise ConfigError(
+                f"questions.tasks: '{task}' cannot be the name of a task",
+                hint=f"expected letters, digits, _ and -, such as receipts, and not '{OVERALL}', which is all of them",
+            )
         if metric not in METRICS:
             raise ConfigError(
                 f"questions.tasks.{task} is '{metric}'", hint=suggestion(metric, METRICS, "metrics of a task")

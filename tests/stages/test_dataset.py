@@ -492,7 +492,9 @@ def test_a_folder_without_questions_is_refused_before_anything_runs(folder: Path
     [
         ({"per_task": None}, "questions.per_task is null, and the procedural questions have no end"),
         ({"tasks": {"receipts": "cr"}}, "questions.tasks.receipts is 'cr'\n  did you mean 'cer'?"),
-        ({"tasks": {" ": "cer"}}, "a task has no name"),
+        ({"tasks": {"till receipts": "cer"}}, "'till receipts' cannot be the name of a task"),
+        ({"tasks": {"": "cer"}}, "'' cannot be the name of a task"),
+        ({"tasks": {"overall": "cer"}}, "and not 'overall', which is all of them"),
     ],
 )
 def test_what_the_configuration_may_not_say(changes: dict[str, Any], said: str) -> None:
