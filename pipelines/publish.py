@@ -7,22 +7,26 @@ has no summary yet and no run in MLflow; what its finished stages measured is lo
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pipelines
-from pipelines import figures
+from pipelines import compared_metrics, figures
 from pipelines.config import Config
 from pipelines.display import Display
 from pipelines.files import storing
+from pipelines.history import history_of
 from pipelines.project import Project
 from pipelines.sealed import read_sealed, write_sealed
-from pipelines.summary import Summary
+from pipelines.summary import Summary, completed
 
 PATIENCE = 60.0  # s that a finished build waits for MLflow
 QUIET = {  # a server that does not answer is given up before that
@@ -31,6 +35,9 @@ QUIET = {  # a server that does not answer is given up before that
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
 }
 Publisher = subprocess.Popen[str]
+WIDTH = 120  # characters of a run's name
+ENDS = ("low", "high")
+NOT_IN_A_NAME = re.compile(r"[^\w.\- :]")  # of MLflow's metrics
 
 
 def start(project: Project, config: Config) -> Publisher | None:
@@ -84,10 +91,15 @@ def keep(project: Project, summary: Summary) -> None:
 def payload(project: Project, config: Config, summary: Summary) -> dict[str, Any]:
     """Return all that a publisher needs, as JSON."""
     said = summary.to_json()
+    build = history_of(project).get(summary.build) if summary.build else None
     return {
         "overrides": list(config.overrides),
         "groups": config.groups,
         "devices": config.devices,
+        "departures": config.departures,
+        "own": sorted({stage.config for stage in config.pipeline.stages.values() if stage.per and stage.config}),
+        "config_dirs": [str(folder) for folder in project.config_dirs],
+        "name": build.name if build else None,
         "summary": said,
         "files": figures.to_publish(project, said),
         "started": int((time.time() - summary.seconds) * 1000),
@@ -113,29 +125,96 @@ def main() -> None:
 
 
 def publish(mlflow: Any, build: dict[str, Any]) -> None:
-    """Make one run for the build and a child run for each device."""
-    summary = build["summary"]
+    """Make one run for the build and a child run for each device. The same figures have the same names in all builds,
+    so that MLflow compares runs of one device (tag `device`) over builds (tag `build`). What failed is marked so."""
+    summary = build["summary"] = completed(build["summary"])
     nodes = summary["nodes"]
-    name = " ".join(build["overrides"]) or "build"
-    with mlflow.start_run(run_name=name, tags={"passed": str(summary["passed"]), "overrides": name}):
+    overrides = " ".join(build["overrides"])
+    tags = {"passed": str(summary["passed"]), "overrides": overrides, **build_tags(build)}
+    with run(mlflow, shortened(overrides or "build"), tags, summary["passed"]):
         log_params(mlflow, flattened(build["groups"]))
         log(mlflow, [("seconds", summary["seconds"], 0), *count_metrics(nodes)])
         log(mlflow, [each for node in nodes if node["device"] is None for each in node_metrics(node, summary)])
         mlflow.log_dict(summary, "summary.json")
         log_files(mlflow, build, None)
-        for device, profile in build["devices"].items():
-            found = summary["metrics"].get(device, {})
-            metrics = flattened({key: value for key, value in found.items() if key != "gates"})
-            gates = [gate for gate in summary["gates"] if gate["device"] == device]
-            passed = device in summary["bundles"]
-            with mlflow.start_run(run_name=device, nested=True, tags={"device": device, "passed": str(passed)}):
-                log_params(mlflow, flattened(profile))
-                log_files(mlflow, build, device)
-                log(mlflow, [(key, value, 0) for key, value in metrics.items() if is_number(value)])
-                log(mlflow, [("gates.failed", sum(not gate["passed"] for gate in gates), 0)])
-                log(
-                    mlflow, [each for node in nodes if node["device"] == device for each in node_metrics(node, summary)]
-                )
+        log_report(mlflow, build)
+        for device in build["devices"]:
+            publish_device(mlflow, build, device)
+
+
+def publish_device(mlflow: Any, build: dict[str, Any], device: str) -> None:
+    """Make the child run of a device."""
+    summary, profile = build["summary"], build["devices"][device]
+    found = summary["metrics"].get(device, {})
+    gates = [gate for gate in summary["gates"] if gate["device"] == device]
+    nodes = [node for node in summary["nodes"] if device in node["devices"] or not node["devices"]]
+    ended = all(node["status"] in ("built", "cached") for node in nodes)
+    passed = ended and all(gate["passed"] for gate in gates)
+    digest = digest_of(nodes)
+    tags = {"device": device, "passed": str(passed), **build_tags(build), **({"digest": digest} if digest else {})}
+    own = [node for node in nodes if node["device"] == device]
+    with run(mlflow, device, tags, passed, nested=True):
+        departures = build.get("departures", {}).get(device, {})
+        groups = {name: departures.get(name) or build["groups"][name] for name in build.get("own", ())}
+        log_params(mlflow, {**flattened(groups), **flattened(profile)})
+        log_files(mlflow, build, device)
+        log(mlflow, [*metrics_of(found), ("gates.failed", sum(not gate["passed"] for gate in gates), 0)])
+        log(mlflow, [each for node in own for each in node_metrics(node, summary)])
+
+
+@contextlib.contextmanager
+def run(mlflow: Any, name: str, tags: dict[str, str], passed: bool, nested: bool = False) -> Iterator[None]:
+    """Give a run of MLflow's, which is FAILED where what it tells of did not pass."""
+    mlflow.start_run(run_name=name, nested=nested, tags=tags)
+    status = "FAILED"
+    try:
+        yield
+        status = "FINISHED" if passed else "FAILED"
+    finally:
+        mlflow.end_run(status)
+
+
+def build_tags(build: dict[str, Any]) -> dict[str, str]:
+    """Return the build's number in the history and its name, if it has them."""
+    found = {"build": build["summary"].get("build"), "build_name": build.get("name")}
+    return {key: str(value) for key, value in found.items() if value is not None}
+
+
+def digest_of(nodes: list[dict[str, Any]]) -> str | None:
+    """Return the digest of what a device's nodes came to at last: its bundle's, where there is one."""
+    needed = {need for node in nodes for need in node["needs"]}
+    return next((node["digest"] for node in nodes if node["name"] not in needed and node["device"]), None)
+
+
+def metrics_of(found: dict[str, Any]) -> list[tuple[str, float, int]]:
+    """Return the figures of a gates file as (name, value, step): an interval's bounds as NAME.low and NAME.high."""
+    metrics = []
+    for name, figure in compared_metrics.figures(found).items():
+        metrics.append((name, figure["value"], 0))
+        metrics += [(f"{name}.{end}", bound, 0) for end, bound in zip(ENDS, figure["interval"] or (), strict=False)]
+    return [(NOT_IN_A_NAME.sub("_", name), value, step) for name, value, step in metrics]
+
+
+def log_report(mlflow: Any, build: dict[str, Any]) -> None:
+    """Log the build's page. Where it cannot be made, the log says why, and the run has none."""
+    from pipelines.report import report_of
+
+    project = Project(Path.cwd(), tuple(Path(folder) for folder in build.get("config_dirs", ())))
+    sys.path[:0] = [str(root) for root in project.import_roots if str(root) not in sys.path]
+    try:
+        page = report_of(project, build["summary"])
+    except Exception as error:  # the page is the pipeline's own code, and the figures matter more
+        print(f"no report in MLflow: {type(error).__name__}: {error}", file=sys.stderr)
+        return
+    with tempfile.TemporaryDirectory(prefix="tapeout-") as folder:
+        path = Path(folder, "report.html")
+        path.write_bytes(page)
+        mlflow.log_artifact(str(path))
+
+
+def shortened(text: str) -> str:
+    """Return a text as MLflow's tables show it whole; the tag `overrides` has all of it."""
+    return text if len(text) <= WIDTH else f"{text[: WIDTH - 3]}..."
 
 
 def count_metrics(nodes: list[dict[str, Any]]) -> list[tuple[str, float, int]]:

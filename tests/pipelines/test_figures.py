@@ -150,7 +150,7 @@ def test_mlflow_keeps_them(toy: Toy) -> None:
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
     parent = next(run for run in runs.values() if "mlflow.parentRunId" not in run.data.tags)
     shown = contents(parent.info.artifact_uri)
-    assert shown.pop("summary.json")
+    assert shown.pop("summary.json") and shown.pop("report.html").startswith("<!doctype html>")
     assert set(shown) == {"search/summary.txt", "search/frontier.svg", "search/tables/points.md"}
     assert shown["search/summary.txt"] == "found <three>\n  of four"
     assert shown["search/frontier.svg"].startswith("<svg")
