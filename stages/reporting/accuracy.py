@@ -8,7 +8,7 @@ from typing import Any
 from stages.reporting.charts import Axis, axis_between, interval, scale
 from stages.reporting.facts import Evaluation, Facts, listed, part, tasks
 from stages.reporting.markup import Html, element, foreign
-from stages.reporting.matrix import scrolling
+from stages.reporting.parts import scrolling
 from stages.reporting.words import count, is_number, number, percent, points
 
 METRICS = {"exact": "exact", "facts": "facts", "cer": "1 − CER", "anls": "ANLS", "cider": "CIDEr"}

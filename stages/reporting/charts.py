@@ -40,6 +40,19 @@ def axis_from_zero(values: Iterable[float], ticks: int = 3) -> Axis:
     return Axis(0.0, last * step, tuple(step * place for place in range(last + 1)))
 
 
+def axis_for(values: Sequence[float]) -> Axis:
+    """An axis from zero; where the greatest would leave the others no room, a logarithmic one."""
+    ordered = sorted(value for value in values if value > 0)
+    if not ordered or ordered[-1] < 8 * ordered[len(ordered) // 2]:
+        return axis_from_zero(values)
+    least, most = ordered[0] * 0.85, ordered[-1] * 1.15
+    decades = math.log10(most / least)
+    factors = (1,) if decades > 2.5 else (1, 3) if decades > 1.2 else (1, 2, 5)
+    powers = range(math.floor(math.log10(least)), math.ceil(math.log10(most)) + 1)
+    ticks = [factor * 10.0**power for power in powers for factor in factors]
+    return Axis(least, most, tuple(tick for tick in ticks if least <= tick <= most), True)
+
+
 def axis_between(values: Sequence[float], ticks: int = 4, within: tuple[float, float] | None = None) -> Axis:
     """An axis for points: around all values, with some room, and inside `within`."""
     low, high = min(values), max(values)
@@ -65,17 +78,25 @@ def bar(
     bad: bool = False,
     title: str = "",
 ) -> Html:
-    """A bar from zero, the whisker of its interval, and a mark where the bound is."""
-    middle = ROW / 2
-    kind = f"bar {'predicted' if predicted else 'measured'}{' bad' if bad else ''}"
+    """A bar from zero, the whisker of its interval, and a mark where the bound is.
+
+    On a logarithmic axis, which has no zero, the bar is the interval and a line across it the value.
+    """
+    middle, kind = ROW / 2, f"bar {'predicted' if predicted else 'measured'}{' bad' if bad else ''}"
     parts = [element("title", title) if title else None]
     parts += [_line(axis.at(tick), 0, axis.at(tick), ROW, "grid") for tick in axis.ticks]
-    parts.append(element("rect", class_=kind, x="0", y=4, width=_share(axis.at(value)), height=ROW - 8))
-    if low is not None and high is not None:
-        ends = axis.at(low), axis.at(high)
-        parts.append(_line(ends[0], middle, ends[1], middle, "whisker"))
-        parts += [_line(end, middle - 4, end, middle + 4, "whisker") for end in ends]
-    if bound is not None and bound <= axis.most:
+    known = low is not None and high is not None
+    ends = (axis.at(low), axis.at(high)) if low is not None and high is not None else (0.0, axis.at(value))
+    if axis.logarithmic:
+        start, stop = ends if known else (max(0.0, axis.at(value) - 0.5), axis.at(value) + 0.5)
+        parts.append(_rect(start, stop, kind))
+        parts.append(_line(axis.at(value), 1, axis.at(value), ROW - 1, "whisker"))
+    else:
+        parts.append(_rect(0.0, axis.at(value), kind))
+        if known:
+            parts.append(_line(ends[0], middle, ends[1], middle, "whisker"))
+            parts += [_line(end, middle - 4, end, middle + 4, "whisker") for end in ends]
+    if bound is not None and axis.least <= bound <= axis.most:
         parts.append(_line(axis.at(bound), 0, axis.at(bound), ROW, "bound"))
     return element("svg", parts, class_="chart", height=ROW, role="img", aria_label=title or None)
 
@@ -228,6 +249,10 @@ def _marked(point: Point, x: float, y: float, kind: str) -> list[Html]:
         anchor = {"text_anchor": "end" if above or not right else "start", "dx": -6 if above else 9 if right else -9}
         found.append(element("text", point.mark, x=_share(x), y=y - 9 if above else y + 4, class_="mark", **anchor))
     return found
+
+
+def _rect(start: float, stop: float, kind: str) -> Html:
+    return element("rect", class_=kind, x=_share(start), y=4, width=_share(stop - start), height=ROW - 8)
 
 
 def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> Html:

@@ -7,7 +7,7 @@ from typing import Any
 
 from stages.reporting.facts import Device, Facts, Gate, part
 from stages.reporting.markup import Html, element, foreign
-from stages.reporting.matrix import known, scrolling, verdict
+from stages.reporting.parts import known, scrolling, verdict
 from stages.reporting.words import RUNTIMES, amount, count, named
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pipelines.report import ReportedNode
 from stages.reporting.facts import Facts
 from stages.reporting.markup import Html, element, foreign
-from stages.reporting.matrix import scrolling
+from stages.reporting.parts import scrolling
 from stages.reporting.words import count
 
 

@@ -45,8 +45,8 @@ class Gate:
 
 @dataclass(frozen=True)
 class Device:
-    """verdict: passed, failed (a gate did) or broken (a stage did). evaluation: which of the build's evaluations it has;
-    metrics: of its validation. risks: of its manifest, or None where that is not known.
+    """verdict: passed, failed (a gate did) or broken (a stage did). metrics: of its validation. risks: the lowering's
+    findings, each {"risk", "count", "line", "source", ...}. profile: what the build knows of the device.
     """
 
     name: str

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from stages.reporting.facts import Device, Facts, read_lines, worst
+from stages.reporting.facts import Device, Facts, part, read_lines, worst
 from stages.reporting.markup import Html, element, foreign
-from stages.reporting.words import ABSENT, count, mebibytes, number, percent
+from stages.reporting.words import ABSENT, count, is_number, mebibytes, number, percent
 
 PREDICTED = (
     "encode_ms",
@@ -36,18 +36,18 @@ def key_figures(facts: Facts) -> Html:
     """Six figures that say most."""
     gates = [gate for device in facts.devices for gate in device.gates]
     passing = sum(device.verdict == "passed" for device in facts.devices)
+    kept = sum(gate.passed for gate in gates)
+    predicted = sum(gate.predicted for gate in gates)
+    words = f"{len(gates) - predicted} measured, {predicted} predicted"
+    shared = f"{count(len(facts.evaluations), 'evaluation')} of the files shared by them"
+    flipped, whose = _flipped(facts)
     found = [
-        ("Devices that pass", element("b", f"{passing}/{len(facts.devices)}", data_figure="devices"), "", ""),
-        (
-            "Gates that pass",
-            element("b", f"{sum(gate.passed for gate in gates)}/{len(gates)}", data_figure="gates"),
-            "",
-            "",
-        ),
+        ("Devices that pass", element("b", f"{passing}/{len(facts.devices)}", data_figure="devices"), shared, ""),
+        ("Gates that pass", element("b", f"{kept}/{len(gates)}", data_figure="gates"), words, ""),
         _retention(facts),
         _largest(facts),
         _slowest(facts),
-        ("Answers that flipped", element("b", number(_flipped(facts)), data_figure="flips"), "questions, measured", ""),
+        ("Answers that flipped", element("b", number(flipped), data_figure="flips"), whose, ""),
     ]
     items = [
         element(
@@ -71,7 +71,7 @@ def report_data(facts: Facts) -> dict[str, Any]:
         "build": build.to_json() | {"nodes": len(build.nodes)} if build else None,
         "seconds": facts.summary["seconds"],
         "gates": {"passed": sum(gate.passed for gate in gates), "all": len(gates)},
-        "flips": _flipped(facts),
+        "flips": _flipped(facts)[0],
         "nodes": {
             status: sum(node.status == status for node in facts.build.nodes)
             for status in ("built", "cached", "failed", "skipped")
@@ -128,17 +128,21 @@ def _slowest(facts: Facts) -> tuple[str, Html, str, str]:
         found = [(each, device) for device in facts.devices if (each := device.estimate(name)) is not None]
         if found:
             each, device = worse(found, key=lambda pair: pair[0].value)
-            ends = f"{number(each.low)}–{number(each.high)}: " if each.low is not None else ""
+            ends = f"{number(each.low, 2)}–{number(each.high, 2)}: " if each.low is not None else ""
             return title, element("b", number(each.value), f" {unit}"), f"{ends}{device.title}, predicted", "predicted"
     return "Slowest decode", element("b", ABSENT), "nothing is predicted", ""
 
 
-def _flipped(facts: Facts) -> int:
-    """Distinct questions that some device answers otherwise than the original, of those that are recorded."""
-    found = {
-        (str(flip.get("task")), str(flip.get("question")), str(flip.get("before")), str(flip.get("image")))
+def _flipped(facts: Facts) -> tuple[int, str]:
+    """The most questions of one evaluation whose score is another than the original's, and which evaluation that is."""
+    found = [
+        (len(read_lines(evaluation.node.folder / "flips.jsonl")), evaluation)
         for evaluation in facts.evaluations
         if evaluation.node and evaluation.node.folder
-        for flip in read_lines(evaluation.node.folder / "flips.jsonl")
-    }
-    return len(found)
+    ]
+    if not found:
+        return 0, "not recorded"
+    most, evaluation = max(found, key=lambda pair: pair[0])
+    asked = part(evaluation.metrics, "questions").get("count")
+    of = f"of {number(asked, 9)} questions, " if is_number(asked) else ""
+    return most, f"{of}{evaluation.label}"

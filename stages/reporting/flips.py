@@ -14,7 +14,7 @@ from stages.reporting.words import ABSENT, count, is_number
 
 TYPES = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg"}
 LARGEST = 512 * 1024  # bytes of an image that the page holds
-OPEN = 12  # flips that are shown at once
+OPEN, MOST = 12, 200  # flips that are shown at once, and at all
 
 
 def flips(facts: Facts) -> Html:
@@ -25,14 +25,16 @@ def flips(facts: Facts) -> Html:
         return element(
             "p", "No answer changed." if told else "The answers that changed were not recorded.", class_="lead"
         )
-    ordered = sorted(cards.values(), key=lambda card: card["loss"], reverse=True)
-    shown = [_card(card) for card in ordered]
+    ordered = sorted(cards.values(), key=lambda card: (card["image"] is None, -card["loss"]))
+    shown = [_card(card) for card in ordered[:MOST]]
     lost = sum(card["loss"] > 0 for card in ordered)
-    words = f"{count(len(ordered), 'question')} answered otherwise than by the original: {lost} worse."
+    words = f"{count(len(ordered), 'question')} with another score than the original's: {lost} worse on some device."
     parts = [element("p", words, class_="lead"), element("ul", shown[:OPEN], class_="flips")]
     if len(shown) > OPEN:
         rest = element("ul", shown[OPEN:], class_="flips")
         parts.append(element("details", element("summary", f"{len(shown) - OPEN} more"), rest))
+    if len(ordered) > MOST:
+        parts.append(element("p", f"{len(ordered) - MOST} more are in flips.jsonl of the evaluation.", class_="lead"))
     return element("div", parts)
 
 

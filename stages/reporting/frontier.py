@@ -8,7 +8,7 @@ from typing import Any
 from stages.reporting.charts import Level, Point, Scatter, Series, axis_between, axis_from_zero, scatter
 from stages.reporting.facts import Device, Facts, listed, part, read_json, tasks
 from stages.reporting.markup import Html, element, foreign
-from stages.reporting.matrix import scrolling
+from stages.reporting.parts import scrolling
 from stages.reporting.words import is_number, mebibytes, number, percent
 
 MEBI = 2**20
@@ -101,7 +101,8 @@ def _allocated(facts: Facts) -> list[Html | None]:
             for kind, group in (("chosen", chosen), ("frontier", points), ("uniform", others))
             for each in group
         ]
-        words = f"For {listed([facts.title(name) for name in node.devices], 4)}: exact answers on the calibration questions, %. "
+        whose = listed([facts.title(name) for name in node.devices], 4)
+        words = f"For {whose}: exact answers on the calibration questions, %. "
         words += "Line: the best allocations; hollow: every weight in one format; ring: chosen."
         found.append(_figure("Bits a layer: the frontier", words, chart, ("", "MiB", "exact", "KL, nats"), rows))
     return list(found)

@@ -10,7 +10,7 @@ from pipelines.report import ReportedNode
 from stages.reporting.charts import axis_from_zero, bar, columns
 from stages.reporting.facts import Facts, listed, part, read_json
 from stages.reporting.markup import Html, element, foreign
-from stages.reporting.matrix import scrolling
+from stages.reporting.parts import scrolling
 from stages.reporting.words import ABSENT, count, is_number, kibibytes, number
 
 MANY = 48  # rows of a table that stands open

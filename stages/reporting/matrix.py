@@ -1,38 +1,16 @@
-"""What blocks the release, and the matrix of devices: who passes, and by how much."""
+"""The matrix of devices: who passes, and with what."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from stages.reporting.facts import Device, Facts, Gate, listed, worst
+from stages.reporting.facts import Device, Facts, worst
 from stages.reporting.markup import Html, element, foreign
-from stages.reporting.words import ABSENT, RUNTIMES, SPEEDS, amount, count, mebibytes, named, number, percent, rounded
+from stages.reporting.parts import VERDICTS, scrolling, verdict
+from stages.reporting.words import ABSENT, RUNTIMES, SPEEDS, mebibytes, number, points, rounded
 
-VERDICTS = {"passed": "passes", "failed": "blocked", "broken": "not built"}
 COLUMNS = ("encode_ms", "first_token_ms", "tokens_per_s", "tokens_per_s_15min", "peak_memory_mib", "energy_j")
-
-
-def blocking(facts: Facts) -> Html:
-    """The gates that failed, each once with the devices that it failed on, and what would help."""
-    groups: dict[tuple[Any, ...], list[Device]] = {}
-    for device in facts.devices:
-        for gate in device.failed:
-            groups.setdefault((gate.metric, gate.task, gate.value, gate.bound, gate.kind, gate), []).append(device)
-    items = [_blocked(gate, devices) for (*_, gate), devices in groups.items()]
-    for device in facts.devices:
-        if device.verdict == "broken":
-            nodes = [node for node in facts.build.of(device.name) if node.status == "failed"]
-            words = "; ".join(f"{node.name}: {node.error}" for node in nodes) or "what it needs was not built"
-            items.append(element("li", element("p", foreign(device.title), " was not built: ", foreign(words))))
-    items += [
-        element("li", element("p", "The build is not recorded: ", foreign(facts.summary["unrecorded"])))
-        for _ in [0]
-        if facts.summary.get("unrecorded")
-    ]
-    if not items:
-        return element("p", "Every gate of every device passed.", class_="lead")
-    return element("ol", items, class_="blocking")
 
 
 def matrix(facts: Facts) -> Html:
@@ -43,7 +21,7 @@ def matrix(facts: Facts) -> Html:
         _head("Verdict", "text"),
         _head("Gates", "number", "passed of all"),
         _head("Size", "number", "MiB, measured"),
-        _head("Worst retention", "number", "95 % interval, measured"),
+        _head("Worst retention", "number", "%, measured; its 95 % interval and task"),
         *(_head(SPEEDS[name][0], "number", f"{SPEEDS[name][1]}, predicted", "predicted") for name in shown),
         _head("Risks", "number", "static rules"),
     ]
@@ -54,35 +32,13 @@ def matrix(facts: Facts) -> Html:
     return scrolling(table, "Devices, a row each")
 
 
-def scrolling(table: Html, label: str, class_: str = "") -> Html:
-    """A table that scrolls in a region of its own, which the keyboard can reach."""
-    return element("div", table, class_=f"scroll {class_}".strip(), role="region", tabindex="0", aria_label=label)
-
-
-def verdict(device: Device) -> Html:
-    """Its verdict as a word with a sign: no colour alone."""
-    sign = {"passed": "\u2713", "failed": "\u2715", "broken": "\u2013"}[device.verdict]
-    return element(
-        "span",
-        element("span", sign, aria_hidden="true", class_="sign"),
-        VERDICTS[device.verdict],
-        class_=f"verdict {device.verdict}",
-    )
-
-
-def known(predicted: bool) -> Html:
-    """How a figure is known: a word with a sign."""
-    word = "predicted" if predicted else "measured"
-    return element("span", word, class_=f"known {word}")
-
-
 def estimate_cell(device: Device, name: str) -> Html:
     """A prediction with its interval below, marked where it breaks its budget."""
     found = device.estimate(name)
     if found is None:
         return element("td", ABSENT, class_="number predicted", data_sort="")
     bad = any(not gate.passed and gate.metric.rpartition(".")[2] in (name, _budget_of(name)) for gate in device.gates)
-    ends = f"{number(found.low)}–{number(found.high)}" if found.low is not None else "no interval"
+    ends = f"{number(found.low, 2)}–{number(found.high, 2)}" if found.low is not None else "no interval"
     return element(
         "td",
         element("b", number(found.value), data_figure=f"{device.name}/predicted/{name}"),
@@ -142,9 +98,8 @@ def _retention(device: Device, found: tuple[str, Mapping[str, Any]] | None) -> H
     bad = any(not gate.passed and gate.metric.startswith("retention") for gate in device.gates)
     return element(
         "td",
-        element("b", percent(row["retention"]), data_figure=f"{device.name}/worst/retention"),
-        element("small", f"{percent(row.get('retention_low'))} to {percent(row.get('retention_high'))}"),
-        element("small", foreign(task)),
+        element("b", points(row["retention"]), data_figure=f"{device.name}/worst/retention"),
+        element("small", f"{points(row.get('retention_low'))}–{points(row.get('retention_high'))} ", foreign(task)),
         class_=f"number{' bad' if bad else ''}",
         data_sort=row["retention"],
     )
@@ -158,37 +113,6 @@ def _head(title: str, kind: str, unit: str = "", class_: str = "") -> Html:
         scope="col",
         class_=f"{kind} {class_}".strip(),
     )
-
-
-def _blocked(gate: Gate, devices: list[Device]) -> Html:
-    """One gate that failed: what it is, by how much, where, and what would help."""
-    apart = abs(gate.value - gate.bound) if gate.value is not None else None
-    side = "below" if gate.kind == "min" else "above"
-    words = f"is {amount(gate.metric, gate.value)}"
-    words += f" at the interval's {gate.end} end" if gate.end in ("low", "high") else ""
-    words += f", {side} {amount(gate.metric, gate.bound, True)}"
-    return element(
-        "li",
-        element(
-            "p",
-            element("strong", foreign(named(gate.metric, gate.task))),
-            f" {words}" + (f" by {_apart(gate, apart)}" if apart is not None else "") + ". ",
-            known(gate.predicted),
-        ),
-        element(
-            "p",
-            count(len(devices), "device"),
-            ": ",
-            foreign(listed([each.title for each in devices], 12)),
-            class_="where",
-        ),
-        [element("p", foreign(each), class_="help") for each in gate.help],
-    )
-
-
-def _apart(gate: Gate, value: float) -> str:
-    words = amount(gate.metric, value)
-    return words.replace("\u202f%", " points") if words.endswith("%") else words
 
 
 def _budget_of(name: str) -> str:

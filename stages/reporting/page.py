@@ -22,27 +22,29 @@ from stages.reporting.facts import Facts
 from stages.reporting.figures import headline, key_figures, report_data
 from stages.reporting.flips import flips
 from stages.reporting.frontier import frontier
+from stages.reporting.gates import blocking
 from stages.reporting.graph import graph
 from stages.reporting.layers import layers
 from stages.reporting.markup import Html, element, foreign
-from stages.reporting.matrix import blocking, known, matrix
+from stages.reporting.matrix import matrix
+from stages.reporting.parts import known
 from stages.reporting.risks import risks
 from stages.reporting.speed import speed
 from stages.reporting.words import seconds
 
-SECTIONS = (  # (id, title, what makes it)
-    ("gates", "What blocks", blocking),
-    ("devices", "Devices", matrix),
-    ("accuracy", "Accuracy", accuracy),
-    ("frontier", "Accuracy against size", frontier),
-    ("speed", "Speed, memory, budgets", speed),
-    ("layers", "Bits and error by layer", layers),
-    ("changes", "Since the last build", changes),
-    ("flips", "Answers that flipped", flips),
-    ("risks", "Neural Engine risks", risks),
-    ("plan", "The plan", graph),
-    ("sheets", "Device sheets", sheets),
-    ("environment", "Environment and digests", environment),
+SECTIONS = (  # (id, in the contents, title, what makes it)
+    ("gates", "Gates", "What blocks", blocking),
+    ("devices", "Devices", "Devices", matrix),
+    ("accuracy", "Accuracy", "Accuracy", accuracy),
+    ("frontier", "Size", "Accuracy against size", frontier),
+    ("speed", "Speed", "Speed, memory, budgets", speed),
+    ("layers", "Layers", "Bits and error by layer", layers),
+    ("changes", "Changes", "Since the last build", changes),
+    ("flips", "Flips", "Answers that flipped", flips),
+    ("risks", "Risks", "Neural Engine risks", risks),
+    ("plan", "Plan", "The plan", graph),
+    ("sheets", "Sheets", "Device sheets", sheets),
+    ("environment", "Environment", "Environment and digests", environment),
 )
 
 
@@ -62,7 +64,7 @@ def page(build: Reported) -> str:
     )
     sections = [
         element("section", element("h2", name, id=f"{key}-title"), make(facts), id=key, aria_labelledby=f"{key}-title")
-        for key, name, make in SECTIONS
+        for key, _, name, make in SECTIONS
     ]
     body = element(
         "body",
@@ -106,7 +108,7 @@ def _masthead(facts: Facts) -> Html:
 
 
 def _contents() -> Html:
-    links = [element("li", element("a", name, href=f"#{key}")) for key, name, _ in SECTIONS]
+    links = [element("li", element("a", name, href=f"#{key}")) for key, name, _, _ in SECTIONS]
     return element("nav", element("ol", links), aria_label="Contents")
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from stages.reporting.facts import Facts, listed
 from stages.reporting.markup import Html, element, foreign
-from stages.reporting.matrix import scrolling
+from stages.reporting.parts import scrolling
 from stages.reporting.words import count
 
 KEYS = ("risk", "package", "function", "operator", "line", "source")

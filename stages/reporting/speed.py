@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from stages.reporting.charts import axis_from_zero, bar, scale
-from stages.reporting.facts import Device, Estimate, Facts, estimate, part
+from stages.reporting.charts import axis_for, bar, scale
+from stages.reporting.facts import Device, Estimate, Facts, estimate, listed, part
 from stages.reporting.markup import Html, element, foreign
-from stages.reporting.matrix import known, scrolling
+from stages.reporting.parts import known, scrolling
 from stages.reporting.words import ABSENT, SPEEDS, number, rounded
 
 SHOWN = ("encode_ms", "first_token_ms", "token_ms", "peak_memory_mib", "energy_j")
@@ -22,15 +23,22 @@ LASTING = {
 def speed(facts: Facts) -> Html:
     """A chart for each figure, then what remains of the speed by context and in the heat."""
     charts = [_chart(facts, name) for name in SHOWN]
+    tables = [table for table in (_lasting(facts), _contexts(facts)) if table is not None]
     parts = [
         element("div", [_sizes(facts), *charts], class_="charts"),
-        _lasting(facts),
-        _contexts(facts),
+        _folded("Decoding in the heat and by context", element("div", tables, class_="charts"), facts)
+        if tables
+        else None,
         _basis(facts),
     ]
     if not any(charts):
         parts.insert(0, element("p", "Nothing is predicted for these devices.", class_="lead"))
     return element("div", parts)
+
+
+def _folded(title: str, inside: Html, facts: Facts) -> Html:
+    """Tables of many devices are folded."""
+    return element("details", element("summary", title), inside, open=len(facts.devices) <= 12)
 
 
 def _chart(facts: Facts, name: str) -> Html | None:
@@ -42,7 +50,15 @@ def _chart(facts: Facts, name: str) -> Html | None:
 
 
 def _sizes(facts: Facts) -> Html | None:
-    found = [(device, Estimate(device.size / 2**20)) for device in facts.devices if device.size is not None]
+    """One row for all devices that get files of one size, under one budget."""
+    groups: dict[tuple[float, float | None], list[Device]] = {}
+    for device in facts.devices:
+        if device.size is not None:
+            groups.setdefault((device.size, device.budget("size_mib")), []).append(device)
+    found = [
+        (replace(group[0], title=listed([each.title for each in group], 4)), Estimate(size / 2**20))
+        for (size, _), group in groups.items()
+    ]
     return _bars("Size", "MiB", found, "size_mib", False) if found else None
 
 
@@ -51,14 +67,17 @@ def _bars(title: str, unit: str, found: Sequence[tuple[Device, Estimate]], name:
     bounds = [bound for device, _ in found if (bound := device.budget(name)) is not None]
     values = [each.high if each.high is not None else each.value for _, each in found]
     most = max(values)
-    axis = axis_from_zero([*values, *(bound for bound in bounds if bound <= 2 * most)])
+    lows = [each.low for _, each in found if each.low is not None]
+    axis = axis_for([*values, *lows, *(bound for bound in bounds if bound <= 2 * most)])
     ordered = sorted(found, key=lambda pair: -pair[1].value)
     word = "predicted" if predicted else "measured"
     rows = []
     for device, each in ordered:
         bound = device.budget(name)
         bad = bound is not None and (each.high if each.high is not None else each.value) > bound
-        ends = f"{number(each.low)}–{number(each.high)}" if each.low is not None and each.high is not None else None
+        ends = (
+            f"{number(each.low, 2)}–{number(each.high, 2)}" if each.low is not None and each.high is not None else None
+        )
         words = f"{number(each.value)} {unit} {word}" + (f", {ends}" if ends else "")
         words += f"; budget {rounded(bound)}" if bound is not None else ""
         rows.append(
@@ -73,9 +92,11 @@ def _bars(title: str, unit: str, found: Sequence[tuple[Device, Estimate]], name:
                     class_=f"number {word}{' bad' if bad else ''}",
                 ),
                 element("td", rounded(bound) if bound is not None else ABSENT, class_="number budget"),
-                data_device=device.name,
-                data_verdict=device.verdict,
-                data_runtime=device.runtime,
+                **(
+                    {"data_device": device.name, "data_verdict": device.verdict, "data_runtime": device.runtime}
+                    if predicted
+                    else {}
+                ),
             )
         )
     head = element(
@@ -91,7 +112,13 @@ def _bars(title: str, unit: str, found: Sequence[tuple[Device, Estimate]], name:
         element(
             "figcaption",
             element("h3", title, element("small", unit)),
-            element("p", known(predicted), note, "; line: budget" if bounds else "; no budget"),
+            element(
+                "p",
+                known(predicted),
+                note,
+                "; line: budget" if bounds else "; no budget",
+                "; logarithmic" if axis.logarithmic else "",
+            ),
         ),
         element("table", element("thead", head), element("tbody", rows), class_="bars"),
     )
@@ -146,14 +173,13 @@ def _table(title: str, unit: str, names: Sequence[str], rows: Sequence[tuple[Dev
             "figcaption", element("h3", title, element("small", unit)), element("p", known(True), "; 90 % interval")
         ),
         scrolling(table, title),
-        class_="wide",
     )
 
 
 def _cell(each: Estimate | None) -> Html:
     if each is None:
         return element("td", ABSENT, class_="number predicted")
-    ends = f"{number(each.low)}–{number(each.high)}" if each.low is not None else None
+    ends = f"{number(each.low, 2)}–{number(each.high, 2)}" if each.low is not None else None
     return element(
         "td", element("b", number(each.value)), element("small", ends) if ends else None, class_="number predicted"
     )

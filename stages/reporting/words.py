@@ -69,6 +69,8 @@ def mebibytes(size: Any) -> str:
     if not is_number(size):
         return ABSENT
     value = size / 2**20
+    if 0 < value < 0.005:
+        return "<0.01"
     return f"{value:.2f}" if value < 100 else f"{value:,.0f}".replace(",", "\u202f")
 
 

@@ -1,0 +1,67 @@
+"""What blocks the release: each gate that failed, by how much, on which devices, and what would help."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stages.reporting.facts import Device, Facts, Gate, listed
+from stages.reporting.markup import Html, element, foreign
+from stages.reporting.parts import known
+from stages.reporting.words import amount, named
+
+
+def blocking(facts: Facts) -> Html:
+    """The gates that failed, each once with the devices that it failed on, and what would help."""
+    groups: dict[tuple[Any, ...], list[tuple[Device, Gate]]] = {}
+    for device in facts.devices:
+        for gate in device.failed:
+            key = (gate.metric, gate.task, gate.bound, gate.kind, gate.end, gate.predicted)
+            groups.setdefault(key, []).append((device, gate))
+    items = [_blocked(failed) for failed in groups.values()]
+    for device in facts.devices:
+        if device.verdict == "broken":
+            nodes = [node for node in facts.build.of(device.name) if node.status == "failed"]
+            words = "; ".join(f"{node.name}: {node.error}" for node in nodes) or "what it needs was not built"
+            items.append(element("li", element("p", foreign(device.title), " was not built: ", foreign(words))))
+    if unrecorded := facts.summary.get("unrecorded"):
+        items.append(element("li", element("p", "The build is not recorded: ", foreign(unrecorded))))
+    if not items:
+        return element("p", "Every gate of every device passed.", class_="lead")
+    return element("ol", items, class_="blocking")
+
+
+def _blocked(failed: list[tuple[Device, Gate]]) -> Html:
+    """One gate that failed: what was wanted, what each device has and by how much, and what would help."""
+    gate = failed[0][1]
+    wanted = f" must be at {'least' if gate.kind == 'min' else 'most'} {amount(gate.metric, gate.bound, True)}"
+    wanted += f" at the interval's {gate.end} end" if gate.end in ("low", "high") else ""
+    values: dict[float | None, list[str]] = {}
+    for device, each in sorted(failed, key=lambda pair: -_apart(pair[1])):
+        values.setdefault(each.value, []).append(device.title)
+    found = [
+        element(
+            "p",
+            element("b", amount(gate.metric, value), class_="bad"),
+            f", {_difference(gate, value)}: " if value is not None else ": ",
+            foreign(listed(titles, 12)),
+            class_="where",
+        )
+        for value, titles in values.items()
+    ]
+    hints = dict.fromkeys(sentence for _, each in failed for sentence in each.help)
+    return element(
+        "li",
+        element("p", element("strong", foreign(named(gate.metric, gate.task))), wanted, " ", known(gate.predicted)),
+        found,
+        [element("p", foreign(each), class_="help") for each in hints],
+    )
+
+
+def _apart(gate: Gate) -> float:
+    return abs(gate.value - gate.bound) if gate.value is not None else 0.0
+
+
+def _difference(gate: Gate, value: float) -> str:
+    words = amount(gate.metric, abs(value - gate.bound))
+    words = words.replace("\u202f%", " points") if words.endswith("%") else words
+    return f"{words} {'below' if gate.kind == 'min' else 'above'}"
