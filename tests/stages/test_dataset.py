@@ -1,51 +1,22 @@
-"""A folder of one's own: what is wrong with it is said with its lines, all at once; what is right is read as it is."""
+"""A folder of one's own: what is wrong with it is said with its lines, all at once."""
 
-import gc
 import json
-import os
-import pickle
 import shutil
-import subprocess
-import sys
-import unicodedata
-import weakref
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from pipelines.errors import ConfigError, StageError
 from stages.checks import questions
 from stages.data.dataset import SHAPE, SIDE
 from stages.data.example import Questions
-from stages.data.image import preprocess
 from stages.data.lines import read_lines
 from stages.data.source import examples_of
-from stages.schema import QuestionsConfig
 from tests.conf import group
-
-PROJECT = Path(__file__).parents[2]
-LINE = {"image": "a.png", "question": "what is it?", "answer": "a star", "task": "vqa"}
-TASKS = group("questions", "default").tasks
-
-
-def config_of(path: Path | str | None, per_task: int | None = None, **changes: Any) -> QuestionsConfig:
-    config = group("questions", "default", path=str(path) if path else None, per_task=per_task, **changes)
-    assert isinstance(config, QuestionsConfig)
-    return config
-
-
-def picture(width: int = 20, height: int = 10) -> Image.Image:
-    """Each pixel its own colour, left half red."""
-    pixels = np.zeros((height, width, 3), np.uint8)
-    pixels[:, : width // 2, 0] = 255
-    pixels[..., 1] = np.linspace(0, 255, height).astype(np.uint8)[:, None]
-    return Image.fromarray(pixels)
+from tests.own import LINE, TASKS, config_of, refusal, save_images, without, write
 
 
 @pytest.fixture
@@ -58,53 +29,8 @@ def folder(images: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     parent = tmp_path_factory.mktemp("images")
-    own = parent / "own"
-    (own / "more").mkdir(parents=True)
-    picture().save(own / "a.png")
-    picture().save(own / "more" / "b.jpg")
-    picture().save(parent / "outside.png")
-    (own / "link.png").symlink_to("a.png")
-    (own / "escape.png").symlink_to("../outside.png")
-    (own / "circle.png").symlink_to("circle.png")
-    (own / "text.png").write_text("no image")
-    (own / "empty.png").touch()
-    noise = Image.effect_noise((200, 200), 60).convert("RGB")
-    for name, format in (("cut.jpg", "JPEG"), ("cut.png", "PNG")):
-        noise.save(own / name, format)
-        os.truncate(own / name, (own / name).stat().st_size // 2)
-    noise.save(own / "damaged.png")
-    damaged = bytearray((own / "damaged.png").read_bytes())
-    damaged[len(damaged) // 2] ^= 0xFF
-    (own / "damaged.png").write_bytes(damaged)
-    Image.new("1", (SIDE + 1, 2)).save(own / "wide.png")
-    Image.new("1", (2, 2 * SHAPE + 1)).save(own / "tall.png")
-    Image.new("1", (12_000, 8_000)).save(own / "bomb.png")
-    Image.new("F", (4, 4)).save(own / "float.tif")
-    Image.new("I", (4, 4)).save(own / "thirtytwo.tif")
-    picture().save(own / "moving.gif", save_all=True, append_images=[picture(20, 10).rotate(180)])
-    (own / "e\N{COMBINING ACUTE ACCENT}.png").write_bytes((own / "a.png").read_bytes())
+    save_images(parent)
     return parent
-
-
-def write(folder: Path, *lines: Any, end: str = "\n") -> Path:
-    """questions.jsonl of objects, or of text or bytes that stand as they are."""
-    raw = [
-        line if isinstance(line, bytes) else (line if isinstance(line, str) else json.dumps(line)).encode()
-        for line in lines
-    ]
-    (folder / "questions.jsonl").write_bytes(end.encode().join(raw) + end.encode())
-    return folder
-
-
-def refusal(folder: Path, **changes: Any) -> str:
-    with pytest.raises(StageError) as error:
-        examples_of(config_of(folder, **changes))
-    assert error.value.hint
-    return error.value.message
-
-
-def without(*keys: str, **changes: Any) -> dict[str, Any]:
-    return {key: value for key, value in LINE.items() if key not in keys} | changes
 
 
 # What stands in line 3 of 5, the others being sound, and what is said of it.
@@ -250,164 +176,6 @@ def test_encodings_and_ends_of_lines(content: str, folder: Path) -> None:
     ]
 
 
-def test_examples_are_what_the_lines_say(folder: Path) -> None:
-    write(
-        folder,
-        LINE,
-        {"image": "more/b.jpg", "question": "read it", "answers": ["1.50", "1,50"], "task": "reading", "id": 7},
-        {"image": "more/../link.png", "question": "?", "answer": "x", "task": "document", "id": "8"},
-    )
-    first, second, third = examples_of(config_of(folder))
-    assert (first.answer, first.metric, first.task) == ("a star", "exact", "vqa")
-    assert (second.answer, second.answers, second.metric) == ("1.50", ("1.50", "1,50"), "cer")
-    assert first.image_id == third.image_id != second.image_id
-    assert np.array_equal(first.image, np.asarray(picture())) and np.array_equal(third.image, first.image)
-    again = pickle.loads(pickle.dumps(second))
-    assert again == second and np.array_equal(again.image, second.image)
-
-
-def saved(folder: Path, name: str) -> np.ndarray[Any, Any]:
-    """The picture in a mode or an encoding; what it should be read as."""
-    image, path, expected = picture(), folder / name, np.asarray(picture())
-    match name:
-        case "grey.png":
-            image.convert("L").save(path)
-            expected = np.asarray(image.convert("L").convert("RGB"))
-        case "grey16.png":
-            Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257).save(path)
-            expected = np.asarray(image.convert("L").convert("RGB"))
-        case "grey16.tif":
-            Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257).save(path)
-            expected = np.asarray(image.convert("L").convert("RGB"))
-        case "palette.png":
-            image.convert("P", palette=Image.Palette.ADAPTIVE, colors=64).save(path)
-        case "alpha.png" | "alpha.webp":
-            clear = image.convert("RGBA")
-            clear.putalpha(0)
-            clear.save(path, lossless=True)
-            expected = np.full_like(expected, 255)
-        case "cmyk.tif":
-            image.convert("CMYK").save(path)
-        case "turned.jpg":
-            exif = Image.Exif()
-            exif[0x0112] = 6
-            image.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif, quality=100, subsampling=0)
-        case "two.mpo":
-            image.save(path, save_all=True, append_images=[image], quality=100, subsampling=0)
-        case "bits.png":
-            image.convert("1").save(path)
-            expected = np.asarray(image.convert("1").convert("RGB"))
-        case _:
-            options = {"quality": 100, "subsampling": 0} if name.endswith("jpg") else {"lossless": True}
-            image.save(path, **options if not name.endswith(("bmp", "ppm", "gif", "tif")) else {})
-    return expected
-
-
-KINDS = ["grey.png", "grey16.png", "grey16.tif", "palette.png", "bits.png", "alpha.png", "alpha.webp", "cmyk.tif"]
-KINDS += ["turned.jpg", "two.mpo", "plain.jpg", "plain.webp", "plain.bmp", "plain.ppm", "plain.tif", "plain.gif"]
-
-
-@pytest.mark.parametrize("name", KINDS)
-def test_images_of_all_kinds_are_read_as_rgb(name: str, folder: Path) -> None:
-    expected = saved(folder, name)
-    (example,) = examples_of(config_of(write(folder, without(image=name))))
-    image = example.image
-    assert image.dtype == np.uint8 and image.shape == (10, 20, 3)
-    assert np.abs(image.astype(int) - expected).max() <= 6
-    settings = {"image_size": 8, "mean": [0, 0, 0], "std": [1, 1, 1], "aspect": "pad"}
-    assert np.array_equal(preprocess(image, settings), preprocess(example.picture, settings))
-
-
-def test_an_image_that_changed_after_the_check_is_named_with_its_line(folder: Path) -> None:
-    (_, example) = examples_of(config_of(write(folder, LINE, without(image="more/b.jpg"))))
-    (folder / "more" / "b.jpg").write_bytes(b"")
-    with pytest.raises(StageError, match=r"questions\.jsonl, line 2: .*b\.jpg cannot be read"):
-        _ = example.image
-
-
-def test_images_are_read_to_their_end_only_where_they_are_asked_about(folder: Path) -> None:
-    write(folder, *[without(image=image, question=f"{n}?") for n, image in enumerate(["a.png", "cut.jpg"])])
-    assert "line 2: image cut.jpg cannot be read" in refusal(folder)
-    assert len(examples_of(config_of(folder), decode=False)) == 2
-    seeds = [seed for seed in range(20) if _drawn_images(folder, seed) == ["a.png"]]
-    assert 0 < len(seeds) < 20
-    assert len(examples_of(config_of(folder, 1, seed=seeds[0]))) == 1
-
-
-def _drawn_images(folder: Path, seed: int) -> list[str]:
-    return [Path(str(each.picture)).name for each in examples_of(config_of(folder, 1, seed=seed), decode=False)]
-
-
-def many(count: int) -> list[dict[str, Any]]:
-    tasks = ["vqa", "text", "vqa", "reading"]
-    return [without(question=f"{number}?", task=tasks[number % 4]) for number in range(count)]
-
-
-def asked(folder: Path, per_task: int | None, seed: int = 1) -> list[str]:
-    return [each.question for each in examples_of(config_of(folder, per_task, seed=seed))]
-
-
-def test_a_subset_is_seeded_in_the_file_s_order_and_even_over_tasks(folder: Path) -> None:
-    lines = many(200)
-    write(folder, *lines)
-    everything = [line["question"] for line in lines]
-    assert asked(folder, None) == everything
-    few = asked(folder, 10)
-    assert few == asked(folder, 10) == [each for each in everything if each in few]
-    assert few != asked(folder, 10, seed=2)
-    assert set(few) < set(asked(folder, 11)) <= set(everything)
-    drawn = examples_of(config_of(folder, 60, seed=1))
-    assert Counter(each.task for each in drawn) == {"vqa": 60, "text": 50, "reading": 50}
-    assert len(drawn.corpus) == 200 and drawn[3] in drawn[3:5]
-
-
-def test_a_subset_does_not_depend_on_other_lines(folder: Path) -> None:
-    """With a line more, at most that one is new; whatever the order, the same are drawn."""
-    lines = many(100)
-    before = set(asked(write(folder, *lines), 10))
-    assert set(asked(write(folder, *reversed(lines)), 10)) == before
-    new = without(question="new?")
-    assert len(set(asked(write(folder, new, *lines), 10)) - before) <= 1
-
-
-def test_each_line_is_drawn_about_as_often(folder: Path) -> None:
-    write(folder, *[without(question=f"{number}?") for number in range(20)])
-    drawn = Counter(question for seed in range(200) for question in asked(folder, 5, seed))
-    assert len(drawn) == 20 and all(25 <= count <= 80 for count in drawn.values())  # 50 expected, deviation 6
-
-
-def test_no_decoded_image_is_kept(folder: Path) -> None:
-    for number in range(8):
-        picture(100, 100).save(folder / f"{number}.png")
-    examples = examples_of(config_of(write(folder, *[without(image=f"{number}.png") for number in range(8)])))
-    seen = []
-    for example in examples:
-        seen.append(weakref.ref(example.image))
-        gc.collect()
-        assert sum(each() is not None for each in seen) <= 1
-    assert examples[0].image is not examples[0].image
-
-
-def test_photos_take_no_more_memory_than_one(folder: Path) -> None:
-    """In a process of its own: 12 of 36 MB each, checked and then looked at, cost less than 5 together."""
-    for number in range(12):
-        Image.new("RGB", (4000, 3000), (number, 20, 30)).save(folder / f"{number}.jpg")
-    write(folder, *[without(image=f"{number}.jpg") for number in range(12)])
-    script = f"""
-import resource
-from stages.data.source import examples_of
-from stages.schema import QuestionsConfig
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-total = 0
-for example in examples_of(QuestionsConfig({str(folder)!r}, None, 1, {TASKS!r})):
-    total += example.image.shape[0]
-assert total == 12 * 3000
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-"""
-    done = subprocess.run([sys.executable, "-c", script], cwd=PROJECT, capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 5 * 36_000, done.stdout
-
-
 def test_captions_that_cannot_be_told_apart_are_refused(folder: Path) -> None:
     """CIDEr would give 0 to every answer."""
     caption = without(task="caption", answer="a red star")
@@ -501,8 +269,3 @@ def test_what_the_configuration_may_not_say(changes: dict[str, Any], said: str) 
     with pytest.raises(ConfigError) as error:
         questions(group("questions", "default", **changes))
     assert said in str(error.value)
-
-
-def test_unicode_forms_of_names_are_told_apart(folder: Path) -> None:
-    name = unicodedata.normalize("NFD", "\u00e9.png")
-    assert len(examples_of(config_of(write(folder, without(image=name))))) == 1
