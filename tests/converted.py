@@ -12,7 +12,19 @@ from stages.artifacts import DeviceModel, QuantizedModel
 from stages.convert import convert
 from stages.models.qwen2 import MaskedContext
 from stages.runtimes.ort import OnnxSession
-from stages.schema import Budgets, ConvertConfig, DeviceProfile, FileFormat, Hardware, Overflow, Prepacking, Runtime
+from stages.schema import (
+    Budgets,
+    ConvertConfig,
+    DeviceProfile,
+    FileFormat,
+    Hardware,
+    Overflow,
+    Peak,
+    Peaks,
+    Prepacking,
+    Runtime,
+    Thermal,
+)
 from tests.rounded import rounded
 from tests.toy import toy_checkpoint
 
@@ -35,6 +47,8 @@ class Converted:
 
 
 def profile() -> DeviceProfile:
+    """Of a device of whose speed nothing is known."""
+    unknown = Peak(None, None, None)
     return DeviceProfile(
         name="toy",
         title="Toy",
@@ -45,12 +59,16 @@ def profile() -> DeviceProfile:
         minimum_os="",
         memory_gib=1,
         weight_formats=[],
+        fast_formats=[],
         architecture="arm64",
         head_width=0,
         file_format=FileFormat.onnx,
         prepacking=Prepacking.load,
-        hardware=Hardware(None, None, None),
-        budgets=Budgets(None, None, None, None),
+        compile_for=None,
+        hardware=Hardware(None, Peaks(unknown, unknown, unknown), None, None, None),
+        thermal=Thermal(None, None, None, None),
+        budgets=Budgets(None, None, None, None, None),
+        sources={},
         overrides={},
     )
 

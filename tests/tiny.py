@@ -11,6 +11,7 @@ from pipelines.project import Project, find_project
 from pipelines.workspace import Workspace
 from stages.artifacts import Checkpoint, DeviceModel, Probe, QuantizedModel
 from stages.convert import convert
+from stages.evaluate import evaluate
 from stages.load import load
 from stages.models.layouts.new import new_checkpoint
 from stages.probe import probe
@@ -58,6 +59,7 @@ class Shipped:
     """A quantized model, and what the stages behind it make of it, under `path`."""
 
     path: Path
+    checkpoint: Checkpoint
     model: QuantizedModel
     probed: Probe
     made: dict[tuple[Any, ...], DeviceModel] = field(default_factory=dict)
@@ -65,7 +67,7 @@ class Shipped:
     @classmethod
     def of(cls, checkpoint: Checkpoint, path: Path, kind: str = "int4", tokens: int = 512) -> "Shipped":
         model = quantize(checkpoint, group("quantize", kind, **QUANTIZED[kind]), workspace(path / "quantize"))
-        return cls(path, model, probe(model, group("probe", "default", tokens=tokens), workspace(path / "probe")))
+        return cls(path, checkpoint, model, probe(model, group("probe", "default", tokens=tokens), workspace(path / "probe")))
 
     def device_model(self, runtime: str, model: QuantizedModel | None = None, **changes: Any) -> DeviceModel:
         """What convert makes of it, or of `model`; once for the same arguments."""
@@ -77,10 +79,17 @@ class Shipped:
         return self.made[key]
 
     def metrics(self, runtime: str, device_model: DeviceModel, path: Path) -> dict[str, Any]:
-        """What validate=parity measures."""
-        config = group("validate", "parity")
-        made = validate(self.model, device_model, config, device(runtime), workspace(path), probe=self.probed)
-        return made.metrics()
+        """What validate=parity measures, and its gates."""
+        return validated(self.checkpoint, self.model, device_model, device(runtime), path, self.probed)
+
+
+def validated(
+    checkpoint: Checkpoint, model: QuantizedModel, device_model: DeviceModel, device: Any, path: Path, probed: Probe
+) -> dict[str, Any]:
+    """The metrics of validate=parity, with its gates."""
+    config = group("validate", "parity")
+    found = evaluate(checkpoint, model, device_model, config, workspace(path / "evaluate"), probe=probed)
+    return validate(found, checkpoint, model, device_model, config, device, workspace(path / "validate")).metrics()
 
 
 def main(path: Path) -> None:

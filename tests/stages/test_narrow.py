@@ -25,9 +25,8 @@ from stages.runtimes.coreml_reference import CoreMLSession
 from stages.runtimes.generate import generate, prefill
 from stages.runtimes.opening import open_session
 from stages.schema import ModelConfig
-from stages.validate import validate
 from tests.conf import group
-from tests.tiny import DEVICES, device, workspace
+from tests.tiny import DEVICES, device, validated, workspace
 from tests.toy import narrow_config, toy_checkpoint
 
 torch.set_num_threads(1)
@@ -50,10 +49,10 @@ def loaded(path: Path, config: Configuration) -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A size of SIZES in int4 by a calibration, and its probe."""
+    """A checkpoint of a size of SIZES; it in int4 by a calibration; and its probe."""
 
     @cache
-    def make(name: str) -> tuple[QuantizedModel, Any]:
+    def make(name: str) -> tuple[Checkpoint, QuantizedModel, Any]:
         path = tmp_path_factory.mktemp("narrow")
         checkpoint = loaded(path, narrow_config(**SIZES[name]))
         calibration = calibrate(
@@ -61,7 +60,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Any:
         )
         model = quantize(checkpoint, group("quantize", "int4"), workspace(path / "quantize"), calibration)
         settings = group("probe", "default", tokens=32, images=1)
-        return model, probe(model, settings, workspace(path / "probe"))
+        return checkpoint, model, probe(model, settings, workspace(path / "probe"))
 
     return make
 
@@ -74,10 +73,9 @@ def shipped(path: Path, runtime: str, model: QuantizedModel, probed: Any, **prof
 @pytest.mark.parametrize("runtime", DEVICES)
 @pytest.mark.parametrize("name", SIZES)
 def test_the_runtime_chooses_what_torch_chooses(name: str, runtime: str, made: Any, tmp_path: Path) -> None:
-    model, probed = made(name)
+    checkpoint, model, probed = made(name)
     ships = shipped(tmp_path, runtime, model, probed)
-    config = group("validate", "parity")
-    metrics = validate(model, ships, config, device(runtime), workspace(tmp_path / "validate"), probe=probed).metrics()
+    metrics = validated(checkpoint, model, ships, device(runtime), tmp_path, probed)
     assert all(gate["passed"] for gate in metrics["gates"])
     assert metrics["parity"]["error"] <= {"onnxruntime": 2e-6, "coreml": 3e-3}[runtime]
     assert metrics["parity"]["features_error"] <= {"onnxruntime": 1e-6, "coreml": 2e-3}[runtime]
@@ -87,7 +85,7 @@ def test_the_runtime_chooses_what_torch_chooses(name: str, runtime: str, made: A
 @pytest.mark.parametrize("runtime", DEVICES)
 @pytest.mark.parametrize("name", ["one head", "more heads than the width"])
 def test_chunks_and_single_tokens_write_what_torch_writes(name: str, runtime: str, made: Any, tmp_path: Path) -> None:
-    model, probed = made(name)
+    _, model, probed = made(name)
     session = open_session(shipped(tmp_path, runtime, model, probed))
     ids, image = list(range(60, 100)), np.zeros((40, 64), np.float32)
     chunks = prefill(session, session.start(), ids, image)
@@ -104,7 +102,7 @@ def test_chunks_and_single_tokens_write_what_torch_writes(name: str, runtime: st
 
 @pytest.mark.parametrize("width", [96, 100])
 def test_core_ml_splits_the_last_matrix_of_the_head(width: int, made: Any, tmp_path: Path) -> None:
-    model, probed = made("one head")
+    _, model, probed = made("one head")
     logits = []
     for head_width in (0, width):
         session = CoreMLSession(
@@ -115,7 +113,7 @@ def test_core_ml_splits_the_last_matrix_of_the_head(width: int, made: Any, tmp_p
 
 
 def test_onnx_runtime_computes_scores_of_the_last_tokens_alone(made: Any, tmp_path: Path) -> None:
-    model, probed = made("one head")
+    _, model, probed = made("one head")
     session = open_session(shipped(tmp_path, "onnxruntime", model, probed))
     ids, rows = list(range(30)), np.zeros((30, 64), np.float32)
     whole = session.step(ids, rows, 0, session.start())

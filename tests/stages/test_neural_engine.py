@@ -201,7 +201,7 @@ def test_what_is_not_known_of_a_chip_stays_unknown():
 
 def test_findings_of_a_model_name_its_lines_and_are_counted(tmp_path):
     model = rounded(toy_checkpoint(tmp_path / "checkpoint"), tmp_path / "quantized", bits=4, embeddings=8)
-    options = {"context": 64, "prefill_chunk": 8, "chip": "A17 Pro"}
+    options = {"context": 64, "prefill_chunk": 8}
     risks = lower_coreml(model.config(), model.store(), tmp_path / "out", **options)["risks"]
     found = {(risk["rule"], risk["line"].partition(" ")[0].rpartition(":")[0]) for risk in risks}
     assert ("linear", "stages/models/qwen2.py") in found and ("last-axis", "stages/models/fastvit.py") in found
