@@ -1,0 +1,1 @@
+"""A bundle's shipped files measured on this machine: times, memory, and whether memory grows."""
