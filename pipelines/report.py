@@ -18,6 +18,7 @@ from pipelines.history import Build, History, history_of
 from pipelines.ledger import read_record
 from pipelines.project import Project
 from pipelines.sealed import read_sealed
+from pipelines.summary import completed
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Reported:
     def devices(self) -> list[str]:
         """The devices that the build was for, as chosen."""
         named = [device for node in self.nodes for device in node.devices]
-        return list(dict.fromkeys([*self.summary.get("devices", {}), *named]))
+        return list(dict.fromkeys([*self.summary["devices"], *named]))
 
     def of(self, device: str) -> list[ReportedNode]:
         """The nodes that a device's bundle comes from: its own, and those that all share."""
@@ -90,7 +91,7 @@ def write_report(project: Project) -> Path:
 
 def report_of(project: Project, summary: Mapping[str, Any], build: Build | None = None) -> bytes:
     """Return the page of a build. summary: of Summary.to_json. Raises ConfigError where its function is not there."""
-    history = history_of(project)
+    history, summary = history_of(project), completed(summary)
     build = build or entry_of(history, summary)
     reported = Reported(
         summary=summary,
@@ -99,7 +100,7 @@ def report_of(project: Project, summary: Mapping[str, Any], build: Build | None 
         build=build,
         before=before(history, build),
     )
-    return page_function(summary.get("report"))(reported).encode("utf-8", "replace")
+    return page_function(summary["report"])(reported).encode("utf-8", "replace")
 
 
 def page_function(name: str | None) -> Callable[[Reported], str]:
@@ -134,12 +135,12 @@ def nodes_of(project: Project, summary: Mapping[str, Any]) -> list[ReportedNode]
                 seconds=node["seconds"],
                 key=node["key"],
                 digest=node["digest"],
-                size=node.get("size", 0),
-                why=node.get("why", ""),
-                error=node.get("error", ""),
-                memory_mib=node.get("memory_mib", 0),
-                summary=node.get("summary", ""),
-                figures=tuple(node.get("figures", ())),
+                size=node["size"],
+                why=node["why"],
+                error=node["error"],
+                memory_mib=node["memory_mib"],
+                summary=node["summary"],
+                figures=tuple(node["figures"]),
                 needs=needs_of(node, ingredients, makers),
                 folder=folder if record is not None and folder.is_dir() else None,
                 ingredients=ingredients,
@@ -151,7 +152,7 @@ def nodes_of(project: Project, summary: Mapping[str, Any]) -> list[ReportedNode]
 def needs_of(node: Mapping[str, Any], ingredients: Mapping[str, Any], makers: Mapping[str, str]) -> tuple[str, ...]:
     """Return the names of the nodes that a node needs: as the summary tells them, else by the digests of its inputs."""
     needs = node.get("needs")
-    if needs is None:
+    if not needs:  # it has none, or an older version told none
         digests = ingredients.get("inputs", {}).values()
         needs = [makers[digest] for digest in digests if digest in makers]
     names = needs.values() if isinstance(needs, Mapping) else needs
@@ -162,9 +163,8 @@ def entry_of(history: History, summary: Mapping[str, Any]) -> Build | None:
     """Return the newest entry whose results are the summary's, or None."""
     keys = {node["name"]: node["key"] for node in summary["nodes"] if node["status"] in ("built", "cached")}
     for build in history.builds:
-        if build.number == summary.get("build"):
-            return build
-        if "build" not in summary and {name: key for name, key in build.nodes.items() if key} == keys:
+        same = {name: key for name, key in build.nodes.items() if key} == keys
+        if same if summary.get("build") is None else build.number == summary["build"]:
             return build
     return None
 

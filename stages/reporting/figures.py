@@ -23,10 +23,10 @@ def headline(facts: Facts) -> str:
     """The verdict in words."""
     every = len(facts.devices)
     passing = sum(device.verdict == "passed" for device in facts.devices)
+    if not every:
+        return f"The build {'passed' if facts.passed else 'failed'}"
     if facts.passed:
         return f"Ready: {'all ' if every > 1 else ''}{count(every, 'device')} {'pass' if every != 1 else 'passes'}"
-    if not every:
-        return "The build failed"
     if passing == every:
         return "Not recorded: all devices pass, the build is not"
     return f"Blocked: {passing} of {count(every, 'device')} {'pass' if passing != 1 else 'passes'}"

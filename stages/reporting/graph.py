@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from pipelines.report import ReportedNode
+from pipelines.sharing import Sharing
 from stages.reporting.facts import Facts, listed
 from stages.reporting.layout import Box, Layout, boxes_of, lay_out
 from stages.reporting.markup import Html, element, foreign
@@ -23,9 +24,8 @@ def graph(facts: Facts) -> Html:
     if not nodes:
         return element("p", "The build has no nodes.")
     counts = [(sum(node.status == status for node in nodes), status) for status in STATUSES]
-    spared = sum(max(0, len(node.devices) - 1) for node in nodes)
     words = f"{count(len(nodes), 'node')}: " + ", ".join(f"{amount} {status}" for amount, status in counts if amount)
-    words += f". Sharing spared {count(spared, 'node')}." if spared else "."
+    words += "".join(f". {each}" for each in _shared(facts)) + "."
     words += " Solid: built in this build, the bar its time; dashed: cached; dotted: skipped."
     return element(
         "div",
@@ -33,6 +33,12 @@ def graph(facts: Facts) -> Html:
         scrolling(_drawing(facts, boxes_of(nodes)), "The plan as a graph; the table below tells the same", "graph"),
         _table(facts),
     )
+
+
+def _shared(facts: Facts) -> list[str]:
+    """What the devices spare each other, in words."""
+    told = facts.summary["shared"]
+    return Sharing(**told).words if told else []
 
 
 def _drawing(facts: Facts, boxes: Sequence[Box]) -> Html:
