@@ -67,7 +67,9 @@ class Shipped:
     @classmethod
     def of(cls, checkpoint: Checkpoint, path: Path, kind: str = "int4", tokens: int = 512) -> "Shipped":
         model = quantize(checkpoint, group("quantize", kind, **QUANTIZED[kind]), workspace(path / "quantize"))
-        return cls(path, checkpoint, model, probe(model, group("probe", "default", tokens=tokens), workspace(path / "probe")))
+        return cls(
+            path, checkpoint, model, probe(model, group("probe", "default", tokens=tokens), workspace(path / "probe"))
+        )
 
     def device_model(self, runtime: str, model: QuantizedModel | None = None, **changes: Any) -> DeviceModel:
         """What convert makes of it, or of `model`; once for the same arguments."""

@@ -5,13 +5,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipelines.errors import ConfigError
 from stages.checks import calibration, probe, questions, sizes, training, validation, weight_formats
+from stages.data.example import Example, Questions
 from stages.evaluation.answers import Answer
 from stages.evaluation.metrics import compare
-from stages.evaluation.names import TASK_METRICS
+from stages.evaluation.names import TASK_METRICS, TEXT_METRICS
+from stages.evaluation.scores import KINDS
 from tests import conf
 
 PROJECT = Path(__file__).parents[2]
@@ -58,7 +61,7 @@ OTHERS = [
     (validation, "validate", {"confidence": 1.0}, ["confidence is 1.0", "less than 1"]),
     (validation, "validate", {"confidence": 0.0}, ["confidence is 0.0"]),
     (validation, "validate", {"resamples": 0}, ["resamples is 0"]),
-    (validation, "validate", {"gates": [GATE | {"metric": "parity.error"}]}, ["not measured", "kind is questions"]),
+    (validation, "validate", {"gates": [GATE | {"metric": "parity.rows"}]}, ["not measured", "kind is questions"]),
     (validation, "validate", {"kind": "parity"}, ["retention_low is not measured", "kind is parity", "parity.error"]),
     (probe, "probe", {"tokens": 0}, ["probe.tokens is 0"]),
     (calibration, "calibrate", {"samples": 0}, ["calibrate.samples is 0"]),
@@ -113,8 +116,13 @@ def test_what_this_project_ships_passes(name):
 
 
 def test_names_are_of_what_is_measured():
-    answers = [Answer("ocr", "read the word", "TAPE", "TAPE", 1.0, [1])]
-    assert tuple(compare(answers, answers, group("validate", resamples=10))["ocr"]) == TASK_METRICS
+    told = dict.fromkeys([*TASK_METRICS, "metric"])
+    for metric in KINDS:
+        asked = Example(np.zeros((2, 2, 3), np.uint8), "what?", ("TAPE",), "ocr", 0, metric)
+        answers = [Answer("ocr", "what?", "TAPE", "TAPE", 1.0, [1])]
+        found = compare(Questions([asked], [asked]), answers, answers, group("validate", resamples=10))
+        assert found["tasks"]["ocr"].keys() == found["overall"].keys() >= told.keys()
+        assert found["tasks"]["ocr"].keys() <= {*told, *TEXT_METRICS}
 
 
 @pytest.mark.parametrize(
@@ -144,15 +152,16 @@ def test_a_budget_of_nothing_is_refused() -> None:
     assert "budgets.size_mib is 0" in refused(validation, group("validate"), device)
 
 
-@pytest.mark.parametrize("name", ["token_ms", "first_token_ms", "encode_ms"])
-def test_a_latency_of_nothing_is_refused(name: str) -> None:
+@pytest.mark.parametrize("name", ["memory_mib", "token_ms", "first_token_ms", "encode_ms"])
+def test_a_bound_of_nothing_is_refused(name: str) -> None:
     assert f"budgets.{name} is -1" in refused(validation, group("validate"), group("device", ONNX, budgets={name: -1}))
 
 
 def test_a_latency_that_cannot_be_predicted_is_refused() -> None:
-    device = group("device", "galaxy-s24", budgets={"token_ms": 10})
-    error = refused(validation, group("validate"), device)
-    assert "galaxy-s24" in error and "hardware.gflops" in error and "bandwidth" not in error
+    unknown = {"hardware": {"bandwidth_gb_s": None}}
+    error = refused(validation, group("validate"), group("device", ONNX, **unknown, budgets={"token_ms": 10}))
+    assert ONNX in error and "hardware.bandwidth_gb_s" in error
     gates = [{"metric": "predicted.token_ms", "task": None, "min": None, "max": 10}]
-    assert "hardware.gflops" in refused(validation, group("validate", gates=gates), group("device", "galaxy-s24"))
-    validation(group("validate", gates=gates), group("device", ONNX))
+    asks = group("validate", gates=gates)
+    assert "hardware.bandwidth_gb_s" in refused(validation, asks, group("device", ONNX, **unknown))
+    validation(asks, group("device", ONNX))

@@ -1,4 +1,4 @@
-"""Scores, retention, gates, and the batched torch answers that every runtime is compared with."""
+"""Scores, retention, and the batched torch answers that every runtime is compared with."""
 
 from pathlib import Path
 
@@ -8,20 +8,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.errors import ConfigError
 from stages.evaluation.bootstrap import retention
-from stages.evaluation.gates import check_budgets, check_gates
+from stages.evaluation.forced import forced_logits
 from stages.evaluation.scores import score
-from stages.evaluation.torch_answers import agreement, encode_images, generate
-from stages.models.qwen2 import MaskedContext
-from stages.schema import Budgets, Gate
+from stages.evaluation.torch_answers import encode_images, generate
+from stages.models.qwen2 import CachedContext, MaskedContext
 from tests.toy import toy_checkpoint
-
-METRICS = {
-    "tasks": {"ocr": {"retention_low": 0.97, "flips": 0.01}, "digit": {"retention_low": 0.93, "flips": 0.0}},
-    "parity": {"top1": 0.999, "tokens": 400},
-    "size_bytes": 1000,
-}
 
 
 @pytest.mark.parametrize(
@@ -79,62 +71,6 @@ def test_unpaired_scores_are_refused() -> None:
         retention(np.ones(4), np.ones(5), resamples=10, confidence=0.9, seed=1)
 
 
-@pytest.mark.parametrize(
-    ("gate", "passed"),
-    [
-        (Gate("retention_low", None, 0.95, None), [True, False]),
-        (Gate("retention_low", "ocr", 0.95, None), [True]),
-        (Gate("flips", None, None, 0.02), [True, True]),
-        (Gate("parity.top1", None, 0.995, None), [True]),
-        (Gate("size_bytes", None, None, 999), [False]),
-        (Gate("size_bytes", None, 1000, 1000), [True, True]),
-    ],
-)
-def test_gates(gate: Gate, passed: list[bool]) -> None:
-    assert [result["passed"] for result in check_gates(METRICS, [gate])] == passed
-
-
-PREDICTED = {"token_ms": 2.0, "first_token_ms": 80.0, "encode_ms": 30.0}
-
-
-@pytest.mark.parametrize(
-    ("budgets", "passed"),
-    [
-        (Budgets(None, 2.0, None, None), {"budget.token_ms": True}),
-        (Budgets(None, 1.9, 100.0, None), {"budget.token_ms": False, "budget.first_token_ms": True}),
-        (Budgets(0.001, None, None, 29.0), {"budget.size_mib": True, "budget.encode_ms": False}),
-    ],
-)
-def test_predicted_latencies_are_held_against_budgets(budgets: Budgets, passed: dict[str, bool]) -> None:
-    gates = check_budgets({**METRICS, "predicted": PREDICTED}, budgets)
-    assert {gate["metric"]: gate["passed"] for gate in gates} == passed
-    assert all(gate["value"] == PREDICTED[gate["metric"][7:]] for gate in gates if gate["metric"].endswith("_ms"))
-
-
-def test_a_budget_of_what_cannot_be_predicted_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"budgets\.token_ms is 5"):
-        check_budgets(METRICS, Budgets(None, 5.0, None, None))
-
-
-@pytest.mark.parametrize(("size_mib", "passed"), [(None, []), (0.001, [True]), (0.0005, [False])])
-def test_a_budget_is_a_gate(size_mib: float | None, passed: list[bool]) -> None:
-    assert [gate["passed"] for gate in check_budgets(METRICS, Budgets(size_mib, None, None, None))] == passed
-
-
-@pytest.mark.parametrize(
-    ("gate", "hint"),
-    [
-        (Gate("retention_lo", None, 0.9, None), "retention_low"),
-        (Gate("parity_top1", None, 0.9, None), "parity.top1"),
-        (Gate("flips", "ocl", None, 1), "ocr"),
-    ],
-)
-def test_a_gate_on_nothing_is_refused_with_the_nearest_name(gate: Gate, hint: str) -> None:
-    with pytest.raises(ConfigError) as error:
-        check_gates(METRICS, [gate])
-    assert hint in str(error.value) + error.value.hint
-
-
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 3)), min_size=1, max_size=6), st.integers(0, 99))
 def test_batched_answers_equal_answers_one_by_one(shapes: list[tuple[int, int]], seed: int) -> None:
     model = MODEL
@@ -144,16 +80,53 @@ def test_batched_answers_equal_answers_one_by_one(shapes: list[tuple[int, int]],
     together = generate(model, features, prompts, end=257, limit=4)
     alone = [generate(model, features[i : i + 1], [p], end=257, limit=4)[0] for i, p in enumerate(prompts)]
     assert together == alone
-    assert agreement(model, features, prompts, together)[0] == sum(map(len, together))
 
 
-def test_agreement_sees_a_wrong_token() -> None:
-    features = torch.zeros(1, 32, 64)
-    prompt = [258] * 32 + [5]
+@given(
+    st.lists(st.tuples(st.integers(1, 9), st.integers(0, 5)), min_size=1, max_size=7),
+    st.booleans(),
+    st.integers(0, 99),
+)
+def test_forced_logits_are_those_of_one_token_after_the_other(
+    shapes: list[tuple[int, int]], twins: bool, seed: int
+) -> None:
+    generator = np.random.RandomState(seed)
+    shapes = shapes * 2 if twins else shapes  # questions of one length share a batch
+    prompts = [[258] * 32 + generator.randint(0, 256, length).tolist() for length, _ in shapes]
+    answers = [generator.randint(0, 257, length).tolist() for _, length in shapes]
+    features = torch.from_numpy(generator.standard_normal((len(shapes), 32, 64)).astype(np.float32))
+    found = dict(forced_logits(MODEL, features, prompts, answers))
+    assert sorted(found) == [index for index, answer in enumerate(answers) if answer]
+    for index, logits in found.items():
+        expected = stepped(prompts[index], answers[index], features[index])
+        assert logits.shape == (len(answers[index]), 288)
+        np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+
+
+@torch.inference_mode()
+def stepped(prompt: list[int], answer: list[int], features: torch.Tensor) -> np.ndarray:
+    """(tokens of the answer, V): what is expected in place of each, from a cache that holds those before it."""
+    text, ids = MODEL.config.text, prompt
+    caches = [torch.zeros(1, 1, 64, 32) for _ in range(2 * text.num_hidden_layers)]
+    visual, position, rows = torch.zeros(1, len(prompt), 64), 0, []
+    visual[0, :32] = features
+    for token in answer:
+        context = CachedContext(torch.tensor([position]), caches, text)
+        hidden = MODEL.text.hidden(MODEL.embed(torch.tensor([ids]), visual), context)
+        rows.append(MODEL.text.head(hidden[0, -1]).numpy())
+        caches, position = context.caches, position + len(ids)
+        ids, visual = [token], torch.zeros(1, 1, 64)
+    return np.stack(rows)
+
+
+def test_an_answer_of_the_model_s_own_is_what_it_expects() -> None:
+    features, prompt = torch.zeros(1, 32, 64), [258] * 32 + [5]
     answer = generate(MODEL, features, [prompt], end=257, limit=5)[0]
-    wrong = [*answer[:-1], (answer[-1] + 1) % 256]
-    same, total = agreement(MODEL, features, [prompt], [wrong])
-    assert (same, total) == (len(answer) - 1, len(answer))
+    wrong = [(answer[0] + 1) % 256, *answer[1:]]
+    expected = [dict(forced_logits(MODEL, features, [prompt], [said]))[0] for said in (answer, wrong)]
+    assert expected[0].argmax(1).tolist() == answer
+    np.testing.assert_array_equal(expected[0][0], expected[1][0])  # before the wrong token
+    assert np.abs(expected[0][1:] - expected[1][1:]).max() > 1e-3  # and behind it
 
 
 def test_generation_is_the_argmax_of_the_whole_sequence() -> None:
