@@ -115,19 +115,11 @@ def test_what_is_wrong_is_said_with_its_line(line: Any, said: list[str], folder:
 
 
 def test_all_problems_are_told_at_once_in_order(folder: Path) -> None:
-    """The four of the acceptance, and an image that is found to be cut only when it is read to its end."""
-    write(
-        folder,
-        LINE,
-        without(image="b.png"),
-        "{",
-        LINE,
-        without(task="vqo"),
-        without(answer=""),
-        without(image="cut.jpg"),
-    )
+    """A missing image, a bad line, an unknown task, an empty answer; and an image that is cut, found by reading it."""
+    cut, missing = without(image="cut.jpg"), without(image="b.png")
+    write(folder, cut, LINE, "{", without(task="vqo"), LINE, missing, without(answer=""))
     listed = refusal(folder).split("\n    ")[1:]
-    assert [each.partition(":")[0] for each in listed] == ["line 2", "line 3", "line 5", "line 6", "line 7"]
+    assert [each.partition(":")[0] for each in listed] == ["line 1", "line 3", "line 4", "line 6", "line 7"]
 
 
 def test_of_many_problems_20_are_listed_and_the_others_counted(folder: Path) -> None:
