@@ -163,12 +163,17 @@ class Facts:
             runtime=str(profile.get("runtime") or ""),
             chip=str(profile.get("chip") or ""),
             verdict=verdict,
-            metrics=self.summary["metrics"].get(name, {}),
+            metrics=self.summary["metrics"].get(name) or self._measured(name),
             gates=gates,
             bundle=self.summary["bundles"].get(name),
             risks=tuple(self._risks(name)),
             profile=profile,
         )
+
+    def _measured(self, name: str) -> Mapping[str, Any]:
+        """What was measured of a device whose gates nobody got to."""
+        found = read_json(self.holder(name, "metrics.json"), "metrics.json")
+        return found if isinstance(found, Mapping) else {}
 
     def _profile(self, name: str) -> dict[str, Any]:
         """What the build knows of a device: the summary's, else all slices of its profile that its nodes were given."""

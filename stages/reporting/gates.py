@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from pipelines.report import ReportedNode
 from stages.reporting.facts import Device, Facts, Gate, listed
 from stages.reporting.markup import Html, element, foreign
-from stages.reporting.parts import known
+from stages.reporting.parts import folded_text, known
 from stages.reporting.words import amount, named
 
 
@@ -18,16 +19,23 @@ def blocking(facts: Facts) -> Html:
             key = (gate.metric, gate.task, gate.bound, gate.kind, gate.end, gate.predicted)
             groups.setdefault(key, []).append((device, gate))
     items = [_blocked(failed) for failed in groups.values()]
-    for device in facts.devices:
-        if device.verdict == "broken":
-            nodes = [node for node in facts.build.of(device.name) if node.status == "failed"]
-            words = "; ".join(f"{node.name}: {node.error}" for node in nodes) or "what it needs was not built"
-            items.append(element("li", element("p", foreign(device.title), " was not built: ", foreign(words))))
+    items += [_broken(facts, node) for node in facts.build.nodes if node.status == "failed"]
     if unrecorded := facts.summary.get("unrecorded"):
         items.append(element("li", element("p", "The build is not recorded: ", foreign(unrecorded))))
     if not items:
         return element("p", "Every gate of every device passed.", class_="lead")
     return element("ol", items, class_="blocking")
+
+
+def _broken(facts: Facts, node: ReportedNode) -> Html:
+    """A node that failed, with the first line of what it said; the rest is folded."""
+    titles = [facts.title(name) for name in node.devices] or [each.title for each in facts.devices]
+    return element(
+        "li",
+        element("p", element("strong", foreign(node.name)), " failed"),
+        element("p", foreign(listed(titles, 12)), class_="where"),
+        folded_text(node.error),
+    )
 
 
 def _blocked(failed: list[tuple[Device, Gate]]) -> Html:

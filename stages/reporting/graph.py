@@ -10,7 +10,7 @@ from pipelines.sharing import Sharing
 from stages.reporting.facts import Facts, listed
 from stages.reporting.layout import Box, Layout, boxes_of, lay_out
 from stages.reporting.markup import Html, element, foreign
-from stages.reporting.parts import scrolling
+from stages.reporting.parts import folded_text, scrolling
 from stages.reporting.words import count, mebibytes, seconds
 
 WIDTH, HEIGHT, ACROSS, DOWN = 116, 58, 26, 14  # px, of a box and between boxes
@@ -119,7 +119,7 @@ def _table(facts: Facts) -> Html:
             element("td", foreign(_whose(facts, node, 3))),
             element("td", foreign(", ".join(node.needs)), class_="name"),
             element("td", element("code", (node.digest or "–")[:12])),
-            element("td", foreign(node.error or node.why)),
+            element("td", folded_text(node.error or node.why)),
             id=f"node-{node.name}",
         )
         for node in facts.build.nodes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from stages.reporting.facts import Device
-from stages.reporting.markup import Html, element
+from stages.reporting.markup import Html, element, foreign
 
 VERDICTS = {"passed": "passes", "failed": "blocked", "broken": "not built"}
 
@@ -28,3 +28,11 @@ def known(predicted: bool) -> Html:
     """How a figure is known: a word with a sign."""
     word = "predicted" if predicted else "measured"
     return element("span", word, class_=f"known {word}")
+
+
+def folded_text(words: str) -> Html:
+    """The first line of a text; what follows it is folded."""
+    first, _, rest = words.partition("\n")
+    if not rest.strip():
+        return element("div", foreign(first))
+    return element("details", element("summary", foreign(first)), element("pre", foreign(rest)))

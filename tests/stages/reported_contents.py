@@ -19,6 +19,7 @@ HOSTILE = (
     "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">",
     "\"'><svg onload=alert(1)>& \u202egnp.exe",
     "{{7*7}} <!-- -->]]> \x00\x07\ud800 <style>*{display:none}</style>",
+    "W" * 300,
     "http://example.invalid/a.png' onmouseover='alert(1)",
 )
 TASKS = {
@@ -195,10 +196,10 @@ class Contents:
             lines.append(
                 {
                     "task": list(TASKS)[number % len(TASKS)],
-                    "question": self.text("what is in the picture?", number % 4),
+                    "question": self.text("what is in the picture?", number % 5),
                     "expected": SEEN[number % len(SEEN)],
-                    "before": self.text(SEEN[number % len(SEEN)], (number + 1) % 4),
-                    "after": self.text(chance.choice(SEEN), (number + 2) % 4),
+                    "before": self.text(SEEN[number % len(SEEN)], (number + 1) % 5),
+                    "after": self.text(chance.choice(SEEN), (number + 2) % 5),
                     "score_before": 0.0 if better else 1.0,
                     "score_after": 1.0 if better else round(chance.random() * 0.6, 2),
                     "image": f"flips/{number:04}.png",

@@ -146,7 +146,7 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
     assert all(held["src"].startswith("data:image/png;base64,") for held in page.all("img"))
     assert not any(name.startswith("on") for _, held in page.elements for name in held)
     assert page.data["devices"][1]["title"] == HOSTILE[0]
-    for each in (HOSTILE[0], HOSTILE[3]):
+    for each in (HOSTILE[0], HOSTILE[3], HOSTILE[4]):
         assert " ".join(each.split()) in page.text
     assert "\ufffd\ufffd\ufffd" in page.text and not re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f]", source)
     overridden = [part for part in source.split("<bdi>") if "\u202e" in part]
@@ -238,12 +238,12 @@ def test_a_device_that_was_not_built_says_why(own: Project) -> None:
     def change(summary: dict[str, Any]) -> None:
         for node in summary["nodes"]:
             if node["name"] == "package-pixel-8":
-                node |= {"status": "failed", "error": "no space <left>", "digest": None, "key": None}
+                node |= {"status": "failed", "error": "no space <left>\nand a trace", "digest": None, "key": None}
         del summary["bundles"]["pixel-8"]
 
     page = page_of(changed(own, change))
     assert page.data["devices"][2]["verdict"] == "broken"
-    assert "Pixel 8 was not built: package-pixel-8: no space <left>" in page.text
+    assert "package-pixel-8 failed Pixel 8 no space <left>" in page.text
 
 
 def test_a_build_without_devices_has_a_page(own: Project) -> None:
