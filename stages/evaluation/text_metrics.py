@@ -13,11 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 METRICS = ("exact", "cer", "anls", "cider")
 ANLS_THRESHOLD = 0.5
-ORDERS, SIGMA, SCALE = (
-    4,
-    6.0,
-    10.0,
-)  # of CIDEr-D: words in the longest n-gram, the length penalty's width, the best score
+ORDERS, SIGMA, SCALE = 4, 6.0, 10.0  # of CIDEr-D: words in the longest n-gram, width of the penalty, best score
 _CLOSING = ".,;:!?"
 
 Vector = Mapping[tuple[str, ...], float]
