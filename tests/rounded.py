@@ -1,11 +1,18 @@
 """A toy checkpoint rounded to nearest, without the stages that would choose better: for tests of what comes after."""
 
+import json
 import shutil
+import struct
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
 
 from stages.artifacts import Checkpoint, QuantizedModel
 from stages.quantizers.rtn import round_to_nearest
 from stages.quantizers.store import StoreWriter
+from stages.tensorfile import TensorReader
 
 
 def rounded(
@@ -35,4 +42,20 @@ def rounded(
             group, width = (group_size, width) if group_size and columns % group_size == 0 else (columns, 8)
             codes, scales, points = round_to_nearest(matrix, width, group, symmetric).arrays()
             store.add_affine(name, tuple(weight.shape), width, codes, scales, None if symmetric else points)
+    return QuantizedModel(path)
+
+
+def edited(
+    model: QuantizedModel, path: Path, tensor: str, change: Callable[[NDArray[Any]], NDArray[Any]]
+) -> QuantizedModel:
+    """A copy of a quantized model at `path`, in whose file that tensor (LAYER.weight.scales) has other values."""
+    shutil.copytree(model.path, path)
+    file = path / "weights.safetensors"
+    values = TensorReader(file).array(tensor)
+    changed = change(values).astype(values.dtype).tobytes()
+    content = bytearray(file.read_bytes())
+    (length,) = struct.unpack("<Q", content[:8])
+    start, stop = json.loads(content[8 : 8 + length])[tensor]["data_offsets"]
+    content[8 + length + start : 8 + length + stop] = changed
+    file.write_bytes(content)
     return QuantizedModel(path)

@@ -2,9 +2,7 @@
 that people have; and that validate=parity sees what is wrong."""
 
 import dataclasses
-import json
 import shutil
-import struct
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -24,6 +22,7 @@ from stages.runtimes.generate import generate, image_rows, prefill
 from stages.runtimes.opening import open_session
 from stages.runtimes.ort import OnnxSession
 from stages.tensorfile import TensorReader
+from tests.rounded import edited
 from tests.tiny import DEVICES, Shipped, tiny_checkpoint
 
 MODELS = {"fastvlm": ("apple", True), "qwen2": ("qwen2", False)}  # layout, tied embeddings
@@ -186,7 +185,8 @@ def test_what_it_writes_is_what_torch_would_choose(runtime, shipped):
 def other_weights(made: Shipped, runtime: str, path: Path) -> DeviceModel:
     """One projection's scales are half as large again."""
     return made.device_model(
-        runtime, edited(made, path, "text.layers.1.mlp.down_proj.weight.scales", lambda scales: scales * 1.5)
+        runtime,
+        edited(made.model, path / "edited", "text.layers.1.mlp.down_proj.weight.scales", lambda scales: scales * 1.5),
     )
 
 
@@ -197,7 +197,7 @@ def other_head(made: Shipped, runtime: str, path: Path) -> DeviceModel:
         rows = codes.reshape(576, -1)
         return np.concatenate([rows[:288], np.roll(rows[288:], 1, 0)]).ravel()
 
-    return made.device_model(runtime, edited(made, path, "text.lm_head.weight.codes", shift))
+    return made.device_model(runtime, edited(made.model, path / "edited", "text.lm_head.weight.codes", shift))
 
 
 def other_rows(made: Shipped, runtime: str, path: Path) -> DeviceModel:
@@ -237,20 +237,6 @@ def rewrite(package: Path, change: Callable[[Any], None]) -> None:
     file.write_bytes(spec.SerializeToString())
 
 
-def edited(made: Shipped, path: Path, tensor: str, change: Callable[[np.ndarray], np.ndarray]) -> QuantizedModel:
-    """A copy of the quantized model, in whose file that tensor has other values."""
-    shutil.copytree(made.model.path, path / "edited")
-    file = path / "edited/weights.safetensors"
-    values = TensorReader(file).array(tensor)
-    changed = change(values).astype(values.dtype).tobytes()
-    content = bytearray(file.read_bytes())
-    (length,) = struct.unpack("<Q", content[:8])
-    start, stop = json.loads(content[8 : 8 + length])[tensor]["data_offsets"]
-    content[8 + length + start : 8 + length + stop] = changed
-    file.write_bytes(content)
-    return QuantizedModel(path / "edited")
-
-
 MISTAKES = [
     (other_weights, "qwen2"),
     (other_mask, "qwen2"),
@@ -271,7 +257,7 @@ def test_a_mistake_fails_the_gates(mistake, name, runtime, shipped, tmp_path):
 @pytest.mark.parametrize("runtime", DEVICES)
 def test_an_encoder_of_other_weights_shows_in_its_features(runtime, shipped, tmp_path):
     made = shipped("fastvlm")
-    model = edited(made, tmp_path, "projector.2.weight.scales", lambda scales: scales * 1.5)
+    model = edited(made.model, tmp_path / "edited", "projector.2.weight.scales", lambda scales: scales * 1.5)
     metrics = made.metrics(runtime, made.device_model(runtime, model), tmp_path / "validate")
     assert metrics["parity"]["features_error"] > 0.2
 
