@@ -214,7 +214,6 @@ def growth(leak: dict[str, Any] | None) -> str:
     if leak is None:
         return "not known: fewer than 50 generations, or a system without /proc"
     verdict = "none" if leak["passed"] else "MEMORY GROWS"
-    return (
-        f"{verdict}: {100 * leak['growth']:+.2f} % of {leak['resident_mib'][0]:.0f} MiB, at most "
-        f"{100 * leak['bound']:g} %; {leak['kib_per_generation']:+.2f} KiB a generation"
-    )
+    share, bound = f"{100 * leak['growth']:+.2f} %", f"at most {100 * leak['bound']:g} %"
+    allocated = f"of the {leak['allocated_mib'][0]:.0f} MiB that it has allocated"
+    return f"{verdict}: {share} {allocated}, {bound}; {leak['kib_per_generation']:+.2f} KiB a generation"

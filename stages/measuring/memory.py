@@ -11,15 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
-BOUND = 0.01  # growth over all samples, as a share of what was resident at their beginning
+BOUND = 0.01  # growth over all samples, as a share of what there was at their beginning
 LEAST = 10  # samples of which anything can be said
 KIB = 2**10
 
 
 @dataclass(frozen=True)
 class Growth:
-    """share: how much more is resident at the end than at the beginning, relative to it: the larger of what the slope
-    says (Theil 1950, Sen 1968: the median of all pairs' slopes) and of the last tenth's median against the first's.
+    """share: how much more there is at the end than at the beginning, relative to that: the larger of what the slope
+    says (Theil 1950, Sen 1968: the median of all pairs' slopes), and the last tenth's median against the first's.
     kib: what the slope says of each generation."""
 
     share: float
@@ -30,11 +30,11 @@ class Growth:
         return self.share <= BOUND
 
 
-def growth(resident: Sequence[int], every: int) -> Growth | None:
-    """resident: bytes, sampled once in `every` generations. None where there are too few samples."""
-    if len(resident) < LEAST:
+def growth(samples: Sequence[int], every: int) -> Growth | None:
+    """samples: bytes, one of each `every` generations. None where there are too few."""
+    if len(samples) < LEAST:
         return None
-    values = np.asarray(resident, np.float64)
+    values = np.asarray(samples, np.float64)
     first, second = np.triu_indices(len(values), 1)
     slope = float(np.median((values[second] - values[first]) / (second - first)))
     tenth = max(len(values) // 10, 3)
@@ -43,17 +43,22 @@ def growth(resident: Sequence[int], every: int) -> Growth | None:
     return Growth(share, slope / every / KIB)
 
 
-def settled() -> int | None:
-    """Bytes that are resident when all that can be given back has been: garbage, and the allocator's free pages."""
+def settle() -> None:
+    """Give back all that can be: garbage, and the allocator's free pages."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # not glibc
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-    return resident()
 
 
 def resident() -> int | None:
     """Bytes that are resident now: of smaps_rollup, since VmRSS lags behind by some pages a thread."""
     return field("/proc/self/smaps_rollup", "Rss:") or field("/proc/self/status", "VmRSS:")
+
+
+def allocated() -> int | None:
+    """Bytes that are resident and of no file. Which pages of the libraries and of mapped weights are resident is the
+    system's own matter: it takes them away and brings them back, half a megabyte of a runtime's code at a time."""
+    return field("/proc/self/smaps_rollup", "Anonymous:")
 
 
 def peak() -> int | None:

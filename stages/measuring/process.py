@@ -14,7 +14,6 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,15 +43,6 @@ class Job:
     tokens: int
 
 
-@dataclass
-class Timed:
-    """Seconds of one generation: of the image, of the prompt, and of each token after the first."""
-
-    encode: float
-    prefill: float
-    tokens: list[float]
-
-
 def main(folder: Path) -> None:
     """Do the job in the folder."""
     job = Job(**json.loads((folder / "job.json").read_text()))
@@ -74,32 +64,38 @@ def measured(job: Job, inputs: Path) -> dict[str, Any]:
     shipped = open_bundle(Path(job.bundle))
     prepare_runtime(str(shipped.description()["runtime"]), job.threads)
     questions = read_inputs(inputs)
-    before = memory.settled()
+    memory.settle()
+    before = memory.resident()
 
+    seconds = np.full((max(job.generations, job.warm_up, 1), 1 + job.tokens), np.nan)  # in memory from here on
     started = time.perf_counter()
     session = open_session(shipped, job.threads)
-    generate_timed(session, *questions[0], tokens=2)
+    generate_timed(session, *questions[0], seconds[0, :3])
     first_use = time.perf_counter() - started
 
     for number in range(job.warm_up):
-        generate_timed(session, *questions[number % len(questions)], tokens=job.tokens)
-    loaded, times, resident = memory.settled(), [], []
+        generate_timed(session, *questions[number % len(questions)], seconds[number])
+    seconds[:] = np.nan
+    memory.settle()
+    loaded, samples = memory.resident(), []
     wall, cpu = time.perf_counter(), time.process_time()
     for number in range(job.generations):
-        timed = generate_timed(session, *questions[number % len(questions)], tokens=job.tokens)
-        if number % EVERY or job.generations < EVERY:
-            times.append(timed)
+        generate_timed(session, *questions[number % len(questions)], seconds[number])
+        if number % EVERY == 0 and job.generations > EVERY:
+            seconds[number] = np.nan
         if number % EVERY == EVERY - 1:
-            resident.append(memory.settled())
+            memory.settle()
+            samples.append(memory.allocated())
             say(f"{number + 1} of {job.generations} generations")
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    times = seconds[~np.isnan(seconds[:, 0])]
     return {
         "core_share": round(cpu / wall / job.threads, 3),
-        "load_s": max(first_use - usual(times), 0.0),
+        "load_s": max(first_use - float(np.median(times, axis=0)[:3].sum()), 0.0),
         "latency_ms": latencies(times, has_tower=questions[0][0] is not None),
-        "tokens_per_s": throughput(times),
+        "tokens_per_s": round(times[:, 2:].size / float(times[:, 2:].sum()), 2),
         "memory_mib": {"before": mib(before), "loaded": mib(loaded), "peak": mib(memory.peak())},
-        "leak": leak([each for each in resident if each is not None]),
+        "leak": leak([each for each in samples if each is not None]),
     }
 
 
@@ -126,70 +122,54 @@ def read_inputs(path: Path) -> list[tuple[NDArray[np.float32] | None, list[int]]
 
 
 def generate_timed(
-    session: LanguageSession, pixels: NDArray[np.float32] | None, ids: list[int], *, tokens: int
-) -> Timed:
-    """An answer of exactly so many tokens, each the most likely one; as stages/runtimes/generate.py, with a clock."""
+    session: LanguageSession, pixels: NDArray[np.float32] | None, ids: list[int], seconds: NDArray[np.float64]
+) -> None:
+    """An answer, token by token the most likely one, as stages/runtimes/generate.py gives it, with a clock.
+
+    seconds (1 + N), for N tokens: what the image took is put there, the prompt, and each token after the first.
+    """
     from stages.runtimes.generate import image_rows, prefill
 
-    started = time.perf_counter()
+    before = time.perf_counter()
     features = np.zeros((0, int(session.description["hidden"])), np.float32)
     if pixels is not None:
         features = session.encode(pixels)
-    encoded = time.perf_counter()
+    now = time.perf_counter()
+    seconds[0], before = now - before, now
     cache = session.start()
     logits = prefill(session, cache, ids, image_rows(session, ids, features))[-1]
     token = int(logits.argmax())
     now = time.perf_counter()
-    timed = Timed(encoded - started, now - encoded, [])
+    seconds[1], before = now - before, now
     blank = np.zeros((1, features.shape[1]), np.float32)
-    for place in range(tokens - 1):
-        before, now = now, 0.0
+    for place in range(len(seconds) - 2):
         logits = session.step([token], blank, len(ids) + place, cache)[-1]
         token = int(logits.argmax())
         now = time.perf_counter()
-        timed.tokens.append(now - before)
-    return timed
+        seconds[2 + place], before = now - before, now
 
 
-def usual(times: list[Timed]) -> float:
-    """Seconds that an image, a prompt and one more token take when all is loaded."""
-    return sum(
-        median(values)
-        for values in (
-            [each.encode for each in times],
-            [each.prefill for each in times],
-            [second for each in times for second in each.tokens] or [0.0],
-        )
-    )
-
-
-def latencies(times: list[Timed], has_tower: bool) -> dict[str, dict[str, float]]:
-    """Milliseconds by part; first_token: from the image to the first token."""
-    seconds = {
-        "encode": [each.encode for each in times] if has_tower else [],
-        "prefill": [each.prefill for each in times],
-        "first_token": [each.encode + each.prefill for each in times],
-        "token": [second for each in times for second in each.tokens],
+def latencies(times: NDArray[np.float64], has_tower: bool) -> dict[str, dict[str, float]]:
+    """times (generations, 1 + tokens) in seconds -> milliseconds by part; first_token: from the image to it."""
+    found = {
+        "encode": times[:, 0],
+        "prefill": times[:, 1],
+        "first_token": times[:, 0] + times[:, 1],
+        "token": times[:, 2:].ravel(),
     }
-    return {part: spread(seconds[part]) for part in PARTS if seconds[part]}
+    return {part: spread(found[part]) for part in PARTS if has_tower or part != "encode"}
 
 
-def spread(seconds: list[float]) -> dict[str, float]:
+def spread(seconds: NDArray[np.float64]) -> dict[str, float]:
     """How many there are; their mean and percentiles in milliseconds."""
-    values = np.asarray(seconds) * 1e3
+    values = seconds * 1e3
     found = {f"p{each}": round(float(np.percentile(values, each)), 4) for each in PERCENTILES}
-    return {"n": len(seconds), "mean": round(float(values.mean()), 4), **found}
+    return {"n": len(values), "mean": round(float(values.mean()), 4), **found}
 
 
-def throughput(times: list[Timed]) -> float | None:
-    """Tokens a second after the first one of each answer."""
-    seconds = [second for each in times for second in each.tokens]
-    return round(len(seconds) / sum(seconds), 2) if seconds else None
-
-
-def leak(resident: list[int]) -> dict[str, Any] | None:
+def leak(samples: list[int]) -> dict[str, Any] | None:
     """What memory did over the generations; None where too few were looked at, or nothing can be seen."""
-    found = memory.growth(resident, EVERY)
+    found = memory.growth(samples, EVERY)
     if found is None:
         return None
     return {
@@ -198,7 +178,7 @@ def leak(resident: list[int]) -> dict[str, Any] | None:
         "bound": memory.BOUND,
         "passed": found.passed,
         "every": EVERY,
-        "resident_mib": [mib(each) for each in resident],
+        "allocated_mib": [mib(each) for each in samples],
     }
 
 
