@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from faults.damage import FAULTS, Damaged, Subject
+
 from pipelines.compose import compose
 from pipelines.project import find_project
 from pipelines.typed import build

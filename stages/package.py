@@ -8,7 +8,7 @@ from typing import Any
 
 from pipelines.workspace import Workspace
 from stages.artifacts import Bundle, DeviceModel, QuantizedModel, Validation
-from stages.devices.neural_engine import on_chip
+from stages.devices.risks import risks_of
 from stages.quantizers.choices import weight_format
 from stages.schema import DeviceProfile, PackageConfig
 
@@ -45,7 +45,7 @@ def package(
             },
             "runtime": description["runtime"],
             "model": {key: value for key, value in description.items() if key not in _FINDINGS},
-            **_findings(description, device),
+            **_findings(description, model, device),
             **_preprocessing(device_model),
             "weights": _summary_of_formats(model),
             "validation": _validation(validation),
@@ -55,9 +55,10 @@ def package(
     return bundle
 
 
-def _findings(description: dict[str, Any], device: DeviceProfile) -> dict[str, Any]:
-    found = {key: description[key] for key in _FINDINGS if key in description}
-    return found | {"risks": on_chip(found["risks"], device.chip)} if "risks" in found else found
+def _findings(description: dict[str, Any], model: QuantizedModel, device: DeviceProfile) -> dict[str, Any]:
+    """What may go wrong on the device, and what is not computed in float16."""
+    held = {"precision": description["precision"]} if "precision" in description else {}
+    return {**held, "risks": risks_of(description, model, device)}
 
 
 def _preprocessing(device_model: DeviceModel) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 import shutil
 
 from pipelines.workspace import Workspace
-from stages.artifacts import Checkpoint, Shortlist, Supernet
+from stages.artifacts import Checkpoint
 from stages.schema.search import RecoverConfig
+from stages.search_artifacts import Shortlist, Supernet
 from stages.searching.ranking import ranked, summary
 from stages.searching.trials import Score
 

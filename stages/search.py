@@ -2,9 +2,9 @@
 
 from pipelines.errors import StageError
 from pipelines.workspace import Workspace
-from stages.artifacts import Supernet, Trials
 from stages.schema import DeviceProfile, SearchConfig
 from stages.schema.search import Sampler
+from stages.search_artifacts import Supernet, Trials
 from stages.searching.costs import Costs
 from stages.searching.exploring import Explorer
 from stages.searching.pruning import pruned

@@ -1,8 +1,8 @@
 """shortlist: the best trials that keep a device's budgets, to be recovered."""
 
 from pipelines.workspace import Workspace
-from stages.artifacts import Shortlist, Supernet, Trials
 from stages.schema import DeviceProfile, ShortlistConfig
+from stages.search_artifacts import Shortlist, Supernet, Trials
 from stages.searching.selection import selected
 
 

@@ -3,12 +3,13 @@
 from safetensors.torch import save_file
 
 from pipelines.workspace import Workspace
-from stages.artifacts import Checkpoint, Supernet
+from stages.artifacts import Checkpoint
 from stages.distillation.source import ProceduralQuestions, Source
 from stages.elastic.sorting import sorted_model
 from stages.elastic.space import Space
 from stages.elastic.training import train
 from stages.schema.search import SupernetConfig
+from stages.search_artifacts import Supernet
 
 
 def supernet(checkpoint: Checkpoint, config: SupernetConfig, work: Workspace, source: Source | None = None) -> Supernet:

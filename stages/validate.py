@@ -4,7 +4,7 @@ from typing import Any
 
 from pipelines.workspace import Workspace
 from stages.artifacts import Baseline, Checkpoint, DeviceModel, Evaluation, QuantizedModel, Validation
-from stages.devices.neural_engine import on_chip
+from stages.devices.risks import risks_of
 from stages.evaluation.advice import advise
 from stages.evaluation.gates import check_budgets, check_gates
 from stages.evaluation.predicted import predicted
@@ -21,7 +21,7 @@ def validate(
     work: Workspace,
     baseline: Baseline | None = None,
 ) -> Validation:
-    """metrics.json: the evaluation's; how many risks the lowering found for the device's chip; what is predicted for
+    """metrics.json: the evaluation's; how many risks there are on the device; what is predicted for
     the device, where enough is known of it; gates, and what would help where one fails.
 
     checkpoint: what was quantized; baseline: where questions are asked. Raises ConfigError for a gate on what there is
@@ -30,7 +30,7 @@ def validate(
     description = device_model.description()
     metrics: dict[str, Any] = {
         **evaluation.metrics(),
-        "risks": len(on_chip(description.get("risks", []), device.chip)),
+        "risks": len(risks_of(description, model, device)),
         **predicted(model, description, device),
     }
     gates = check_gates(metrics, config.gates, config.predictions)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from pipelines.errors import StageError
 from stages.data.dataset import SHAPE, SIDE
-from stages.data.source import examples_of
+from stages.data.held_out import examples_of
 from stages.schema import QuestionsConfig
 from tests.conf import group
 

@@ -4,12 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from stages.artifacts import Checkpoint, Supernet
+from stages.artifacts import Checkpoint
 from stages.distillation.source import ProceduralQuestions
 from stages.elastic.space import Architecture
 from stages.models.vlm import ModelConfig
 from stages.schema import DeviceProfile, SearchConfig, ShortlistConfig
 from stages.schema.search import SpaceConfig, SupernetConfig
+from stages.search_artifacts import Supernet
 from stages.searching.trials import Cost, Score, Trial
 from stages.supernet import supernet
 from tests.conf import group

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pipelines.workspace import Workspace
 from search.settings import DEVICE, REFERENCE, SEED, Configs, Settings
 from search.steps import Steps, digest_of
-from stages.artifacts import Checkpoint, Supernet, Trials
+from stages.artifacts import Checkpoint
 from stages.baseline import baseline
 from stages.elastic.space import Architecture
 from stages.evaluation.answers import read_answers
@@ -21,6 +21,7 @@ from stages.evaluation.bootstrap import Retention, retention
 from stages.schema import QuestionsConfig
 from stages.schema.search import LatencySource, RecoverConfig
 from stages.search import search
+from stages.search_artifacts import Supernet, Trials
 from stages.searching.costs import Costs
 from stages.searching.recovery import recover_candidate
 from stages.searching.refinement import order, refined

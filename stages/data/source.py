@@ -1,36 +1,18 @@
-"""Where questions come from: a folder of your own, or the procedural reference data, by split."""
+"""Where questions come from: the procedural reference data, by split."""
 
 import random
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Protocol
 
-from stages.data.dataset import read_dataset
-from stages.data.example import Example, Questions
+from stages.data.example import Example
 from stages.data.questions import ask
 from stages.data.scenes import draw_scene
 from stages.evaluation.names import TASKS
-from stages.schema import QuestionsConfig
 
-__all__ = ["Example", "QuestionSource", "Questions", "examples_of", "question_source"]
+__all__ = ["Example", "QuestionSource", "question_source"]
 
 DRAWN = {"ocr": "word", "ocr_unseen_fonts": "word", "digit": "digit"}  # other tasks ask about shapes
 METRICS = {"ocr": "word", "ocr_unseen_fonts": "word", "caption": "facts"}  # keys of scores.KINDS; else "literal"
-
-
-def examples_of(config: QuestionsConfig, *, decode: bool = True) -> Questions:
-    """The held-out questions of a configuration, the same each time, on every machine.
-
-    Of config.path, the lines in their order: all, or config.per_task of each task, drawn by config.seed (of a task that
-    has fewer, all). Without a path, config.per_task procedural questions of each task. decode: also of each image that
-    is asked about, whether it can be read to its end; leave it out where another stage has looked. Raises StageError
-    with all that is wrong with the folder.
-    """
-    if config.path is not None:
-        return read_dataset(Path(config.path), config.tasks, config.per_task, config.seed, decode=decode)
-    assert config.per_task is not None  # the check has seen to it
-    examples = question_source().by_task(config.per_task, config.seed)
-    return Questions(examples, examples)
 
 
 class QuestionSource(Protocol):

@@ -9,13 +9,13 @@ Apple gives no complete list (coremltools#1780): a finding is a risk, with the p
 a verdict; no finding is no promise. The rules are in neural_engine_rules.py.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from stages.devices.chips import chip_of
-from stages.devices.neural_engine_rules import INT8_COMPUTE, RULES, View, int8_risk, view_of
+from stages.devices.neural_engine_rules import RULES, View, view_of
 
 Lines = Mapping[str, Mapping[str, str]]
 
@@ -49,17 +49,6 @@ def inspect(path: Path, chip: str = "") -> list[Finding]:
     return inspect_program(Package(Path(path)).model, chip, package=Path(path).name)
 
 
-def on_chip(findings: Sequence[Mapping[str, Any]], chip: str) -> list[dict[str, Any]]:
-    """Findings (as dictionaries) of a program that was inspected for no chip in particular, as they are for `chip`."""
-    known, found = chip_of(chip), list[dict[str, Any]]()
-    for finding in findings:
-        if finding["rule"] != INT8_COMPUTE:
-            found.append(dict(finding))
-        elif not known.int8_compute:
-            found.append({**finding, "risk": int8_risk(known)})
-    return found
-
-
 def inspect_program(model: Any, chip: str = "", *, lines: Lines | None = None, package: str = "") -> list[Finding]:
     """The findings of a Model proto, in the order of the rules, then of the program.
 
@@ -83,4 +72,4 @@ def inspect_program(model: Any, chip: str = "", *, lines: Lines | None = None, p
     return list(findings.values())
 
 
-__all__ = ["Finding", "View", "inspect", "inspect_program", "on_chip"]
+__all__ = ["Finding", "View", "inspect", "inspect_program"]

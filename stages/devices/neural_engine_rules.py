@@ -10,12 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from stages.devices.chips import Chip
+from stages.devices.chips import INT8_COMPUTE, Chip, int8_risk
 
 LARGEST_RANK, LEAST_LAST_AXIS, LARGEST_SIDE, WIDEST_KERNEL = 5, 32, 16384, 13
 WIDEST_HEAD, STATE_MULTIPLE = 16384, 32
 LARGEST_PACKAGE, FEW_BITS = 10**9, 6
-INT8_COMPUTE = "int8-compute"  # the name of the rule that depends on the chip
 _GUIDES = "coreai-models; ane-guide"
 _WIDTHS = {"BOOL": 8, "FLOAT16": 16, "FLOAT32": 32, "FLOAT64": 64, "BFLOAT16": 16}
 
@@ -309,10 +308,3 @@ def int8_compute(views: Sequence[View], chip: Chip) -> Iterator[Breach]:
         for operation in view.operations:
             if operation.kind == "quantize" and not chip.int8_compute:
                 yield int8_risk(chip), view, operation
-
-
-def int8_risk(chip: Chip) -> str:
-    """What is to be said of products of int8 by int8 on a chip that is not known to be good at them."""
-    if chip.int8_compute is False:
-        return f"int8 by int8 is not faster than float16 on {chip.name}."
-    return f"int8 by int8 is faster than float16 on A17 Pro and M4; of {chip.name or 'this chip'}, that is not known."

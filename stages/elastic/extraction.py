@@ -5,8 +5,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from stages.artifacts import Checkpoint, Supernet
+from stages.artifacts import Checkpoint
 from stages.elastic.space import Architecture
+from stages.search_artifacts import Supernet
 
 
 def extract(supernet: Supernet, architecture: Architecture, like: Checkpoint, out: Path) -> Checkpoint:

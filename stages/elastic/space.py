@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from math import lcm, prod
 from random import Random
 from typing import Any
@@ -56,10 +55,6 @@ class Space:
     @property
     def size(self) -> int:
         return prod(len(each.values) for each in self.dimensions)
-
-    @cached_property
-    def _positions(self) -> dict[str, int]:
-        return {each.name: index for index, each in enumerate(self.dimensions)}
 
     def drawn(self, random: Random) -> dict[str, int]:
         """Each dimension drawn for itself, each value as likely."""

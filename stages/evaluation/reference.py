@@ -10,7 +10,9 @@ from pipelines.workspace import Workspace
 from stages.artifacts import Checkpoint
 from stages.data.asked import join_asked, read_asked, write_asked
 from stages.data.example import Example, Questions
-from stages.data.source import examples_of, question_source
+from stages.data.held_out import examples_of
+from stages.data.prompt import PromptFormat
+from stages.data.source import question_source
 from stages.evaluation.answers import answered, preprocessed, prompt_format, write_answers
 from stages.evaluation.metrics import tasks_of
 from stages.evaluation.names import TASKS
@@ -32,6 +34,7 @@ def ask_all(checkpoint: Checkpoint, config: QuestionsConfig, work: Workspace) ->
         items: list[dict[str, Any]] = [{"task": task} for task in TASKS]
     else:
         questions = examples_of(config)
+        work.log(f"{len(questions)} of the {len(questions.corpus)} lines of {config.path}/questions.jsonl are asked")
         write_asked(work.out, questions)
         items = [{"start": start, "stop": start + PART} for start in range(0, len(questions), PART)]
     tokens: dict[int, list[list[int]]] = {}
@@ -88,6 +91,16 @@ def _answers(checkpoint: Checkpoint, examples: Sequence[Example]) -> list[list[i
     for start in range(0, len(examples), _BATCH):
         part = examples[start : start + _BATCH]
         features = encode_images(model, preprocessed(part, checkpoint.preprocessing()))
-        questions = [prompts.encode(example.question) for example in part]
+        questions = [_encoded(prompts, example) for example in part]
         found += generate(model, features, questions, end=prompts.end_id, limit=prompts.max_new_tokens)
     return found
+
+
+def _encoded(prompts: PromptFormat, example: Example) -> list[int]:
+    """The prompt's tokens. Raises StageError, naming the line, for a question that holds the image token."""
+    try:
+        return prompts.encode(example.question)
+    except StageError as error:
+        raise StageError(
+            f"{example.where}: {error.message}" if example.where else error.message, hint=error.hint
+        ) from error

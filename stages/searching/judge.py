@@ -9,12 +9,13 @@ import torch
 from torch.nn import functional as F
 
 from pipelines.workspace import Workspace
-from stages.artifacts import Checkpoint, Supernet
+from stages.artifacts import Checkpoint
 from stages.distillation.source import ProceduralQuestions
 from stages.elastic.space import Space
 from stages.elastic.view import Elastic
 from stages.models.vlm import VisionLanguageModel
 from stages.schema.search import SearchConfig
+from stages.search_artifacts import Supernet
 from stages.searching.trials import Score
 
 BATCH = 16  # images

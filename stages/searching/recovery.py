@@ -7,10 +7,11 @@ from typing import Any
 import torch
 
 from pipelines.workspace import Workspace
-from stages.artifacts import Checkpoint, Supernet
+from stages.artifacts import Checkpoint
 from stages.distillation.teaching import teach
 from stages.elastic.extraction import extract
 from stages.schema.search import RecoverConfig
+from stages.search_artifacts import Supernet
 from stages.searching.judge import Questions, score_model
 
 EXTRACTED = "extracted"

@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from pipelines.workspace import Workspace
-from stages.artifacts import Supernet
 from stages.elastic.space import Architecture, Space
 from stages.schema.search import ShortlistConfig
+from stages.search_artifacts import Supernet
 from stages.searching.judge import score_subnet
 from stages.searching.studies import mark
 from stages.searching.trials import Cost, Score, Trial

@@ -6,9 +6,9 @@ from statistics import fmean
 from typing import Any
 
 from pipelines.workspace import Workspace
-from stages.artifacts import Trials
 from stages.schema import DeviceProfile, SearchConfig
 from stages.schema.search import LatencySource, Sampler
+from stages.search_artifacts import Trials
 from stages.searching.costs import Costs
 from stages.searching.hypervolume import hypervolume
 from stages.searching.plot import plot

@@ -7,8 +7,8 @@ from typing import Any
 
 from pipelines.errors import StageError
 from pipelines.workspace import Workspace
-from stages.artifacts import Supernet, Trials
 from stages.schema import DeviceProfile, ShortlistConfig
+from stages.search_artifacts import Supernet, Trials
 from stages.searching.costs import Costs
 from stages.searching.refinement import order, refined
 from stages.searching.studies import mark

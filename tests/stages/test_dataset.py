@@ -13,8 +13,8 @@ from pipelines.errors import ConfigError, StageError
 from stages.checks import questions
 from stages.data.dataset import SHAPE, SIDE
 from stages.data.example import Questions
+from stages.data.held_out import examples_of
 from stages.data.lines import read_lines
-from stages.data.source import examples_of
 from tests.conf import group
 from tests.own import LINE, TASKS, config_of, refusal, save_images, without, write
 

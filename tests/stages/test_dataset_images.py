@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 
 from pipelines.errors import StageError
+from stages.data.held_out import examples_of
 from stages.data.image import preprocess
-from stages.data.source import examples_of
 from tests.own import LINE, TASKS, config_of, picture, refusal, save_images, without, write
 
 PROJECT = Path(__file__).parents[2]
@@ -182,7 +182,7 @@ def test_photos_take_no_more_memory_than_one(folder: Path) -> None:
     write(folder, *[without(image=f"{number}.jpg") for number in range(12)])
     script = f"""
 import resource
-from stages.data.source import examples_of
+from stages.data.held_out import examples_of
 from stages.schema import QuestionsConfig
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 total = 0

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from pipelines.errors import ConfigError, StageError
-from stages.artifacts import Checkpoint, Supernet
+from stages.artifacts import Checkpoint
 from stages.elastic.extraction import extract
 from stages.elastic.order import part, permute, units
 from stages.elastic.sorting import sorted_model
@@ -22,6 +22,7 @@ from stages.elastic.view import FACTORS, Elastic
 from stages.load import load
 from stages.models.vlm import ModelConfig as Configuration
 from stages.schema import ModelConfig
+from stages.search_artifacts import Supernet
 from tests import supernets
 from tests.reader import reader, shape, workspace
 from tests.supernets import questions, rich, space_config

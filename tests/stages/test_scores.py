@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.data.example import Example, Questions
-from stages.data.source import examples_of
+from stages.data.held_out import examples_of
 from stages.evaluation.scores import KINDS, Scorer, score
 from stages.evaluation.text_metrics import (
     Cider,

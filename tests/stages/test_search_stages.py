@@ -15,12 +15,13 @@ from safetensors.torch import load_file
 from pipelines.errors import ConfigError
 from pipelines.workspace import Event, Metric, Workspace
 from stages import checks
-from stages.artifacts import Checkpoint, Shortlist, Supernet, Trials
+from stages.artifacts import Checkpoint
 from stages.elastic.space import Space
 from stages.recover import recover
 from stages.schema import SearchConfig
 from stages.schema.search import LatencySource, RecoverConfig, Sampler
 from stages.search import search
+from stages.search_artifacts import Shortlist, Supernet, Trials
 from stages.searching.costs import Costs
 from stages.searching.hypervolume import hypervolume
 from stages.searching.judge import Questions, score_model

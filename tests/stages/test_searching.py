@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from pipelines.errors import ConfigError, StageError
 from pipelines.workspace import Workspace
 from stages import checks
-from stages.artifacts import Trials
 from stages.schema import Budgets, DeviceProfile, LatencySource, ShortlistConfig
+from stages.search_artifacts import Trials
 from stages.searching.hypervolume import CORNER, hypervolume, kendall_tau
 from stages.searching.plot import plot
 from stages.searching.ranking import ranked, summary

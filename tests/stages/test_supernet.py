@@ -17,9 +17,10 @@ from safetensors.torch import load_file
 from pipelines.errors import ConfigError, StageError
 from pipelines.workspace import Event, Metric, Progress, Workspace
 from stages import checks
-from stages.artifacts import Checkpoint, Supernet
+from stages.artifacts import Checkpoint
 from stages.elastic.view import FACTORS
 from stages.schema.search import SupernetConfig
+from stages.search_artifacts import Supernet
 from stages.supernet import supernet
 from tests.reader import reader, workspace
 from tests.supernets import made, questions, space_config, supernet_config
