@@ -9,7 +9,7 @@ from stages.reporting.charts import Axis, axis_between, interval, scale
 from stages.reporting.facts import Evaluation, Facts, listed, part, tasks
 from stages.reporting.markup import Html, element, foreign
 from stages.reporting.parts import scrolling
-from stages.reporting.words import count, is_number, number, percent, points
+from stages.reporting.words import amount, count, is_number, named, number, percent, points
 
 METRICS = {"exact": "exact", "facts": "facts", "cer": "1 − CER", "anls": "ANLS", "cider": "CIDEr"}
 
@@ -100,25 +100,17 @@ def _questions(metrics: Mapping[str, Any]) -> str:
 
 
 def _parity(metrics: Mapping[str, Any]) -> Html | None:
-    parity, fidelity = part(metrics, "parity"), part(metrics, "fidelity")
-    said = []
-    if is_number(parity.get("top1")):
-        said.append(("Tokens that agree with torch on the same weights", percent(parity["top1"])))
-    if is_number(parity.get("tokens")):
-        said.append(("Tokens compared", number(parity["tokens"], 9)))
-    if is_number(parity.get("error")):
-        said.append(("Error of the logits against torch", number(parity["error"])))
-    if is_number(fidelity.get("kl")):
-        said.append(("KL to the original, nats a token", number(fidelity["kl"])))
-    if is_number(fidelity.get("agreement")):
-        said.append(("Next tokens that agree with the original", percent(fidelity["agreement"])))
-    known = {"kl", "agreement"}
-    said += [
-        (f"Fidelity: {key}", number(value)) for key, value in fidelity.items() if key not in known and is_number(value)
+    """What of the runtime, and of the checkpoint, reached the files: all that was measured."""
+    found = [
+        (named(f"{kind}.{name}"), amount(f"{kind}.{name}", value))
+        for kind in ("parity", "fidelity")
+        for name, value in part(metrics, kind).items()
+        if is_number(value)
     ]
-    if not said:
+    if not found:
         return None
-    return element("dl", [element("div", element("dt", foreign(a)), element("dd", b)) for a, b in said], class_="pairs")
+    pairs = [element("div", element("dt", foreign(name)), element("dd", shown)) for name, shown in found]
+    return element("dl", pairs, class_="pairs")
 
 
 def _or_none(value: Any) -> float | None:

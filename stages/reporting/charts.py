@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from stages.reporting.markup import Html, element
 from stages.reporting.words import rounded
@@ -245,9 +246,13 @@ def _marked(point: Point, x: float, y: float, kind: str) -> list[Html]:
     else:
         found = [element("circle", title, cx=_share(x), cy=y, r=3 if kind == "front" else 5, class_="dot")]
     if point.mark:
-        right, above = x < 85, kind == "chosen" and y > 24
-        anchor = {"text_anchor": "end" if above or not right else "start", "dx": -6 if above else 9 if right else -9}
-        found.append(element("text", point.mark, x=_share(x), y=y - 9 if above else y + 4, class_="mark", **anchor))
+        right = x < (92 if len(point.mark) < 3 else 70)
+        anchor: dict[str, Any] = {"text_anchor": "start" if right else "end", "dx": 9 if right else -9}
+        if kind == "chosen":  # below the line, which the frontier bends away from
+            anchor = {"text_anchor": "middle", "dx": 0}
+        found.append(
+            element("text", point.mark, x=_share(x), y=y + (20 if kind == "chosen" else 4), class_="mark", **anchor)
+        )
     return found
 
 

@@ -24,8 +24,18 @@ MEASURES = {
     "retention": "retention",
     "size_bytes": "size",
     "risks": "risks",
-    "parity.top1": "tokens that agree with torch",
-    "parity.error": "error against torch",
+    "parity.top1": "answer tokens that torch chooses too",
+    "parity.tokens": "answer tokens compared",
+    "parity.rows": "rows compared",
+    "parity.error": "error of the logits against torch",
+    "parity.features_error": "error of the visual tokens against torch",
+    "fidelity.kl": "KL to the original, nats a token",
+    "fidelity.kl_high": "KL to the original, high end",
+    "fidelity.agreement": "answer tokens that the original chooses too",
+    "fidelity.vocabulary": "tokens with the original's numbers",
+    "fidelity.prompts": "questions that become the original's tokens",
+    "fidelity.pixels": "largest difference of a prepared image",
+    "fidelity.scale_error": "weights' scale, worst error",
 }
 
 
@@ -125,4 +135,4 @@ def named(metric: str, task: str | None = None) -> str:
     return words + (f" of {task}" if task else "")
 
 
-_SHARES = {"fp32", "artifact", "exact", "flips", "top1", "agreement", "anls"}
+_SHARES = {"fp32", "artifact", "exact", "flips", "top1", "agreement", "anls", "vocabulary", "prompts"}

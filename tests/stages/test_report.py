@@ -160,7 +160,7 @@ def test_thirty_devices_share_their_evaluations_and_images(tmp_path: Path) -> No
     assert len(page.data["devices"]) == 30
     images = [held["src"] for held in page.all("img")]
     assert len(images) == len(set(images)) == 16  # of the 7 that both evaluations have, each once
-    assert page.text.count("Tokens that agree with torch on the same weights") == 2
+    assert page.text.count("KL to the original, nats a token 0.0113") == 2
     assert "13 devices: iPhone 12" in page.text and "17 devices: Galaxy S22" in page.text
     assert len(source) < 1_000_000
 
