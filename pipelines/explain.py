@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pipelines.checkout import Checkout
-from pipelines.errors import StoreError
+from pipelines.errors import PlanError, StoreError
 from pipelines.history import History, history_of
 from pipelines.ledger import Record, read_record
 from pipelines.plan import Node, Plan
@@ -199,6 +200,11 @@ class Account:
 
 def explain(project: Project, plan: Plan, name: str) -> Account:
     """Return what is to be said of the node `name`. Raises PlanError where there is none."""
+    if name not in plan.nodes and (build := history_of(project).latest()) and name in build.nodes:
+        raise PlanError(
+            f"no node is called '{name}' with these overrides; the last build had it with others",
+            hint=shlex.join(["tapeout", "explain", name, *build.overrides]),
+        )
     node, rows = plan.node(name), {}
     for row in preview(project, plan):
         rows[row.node.name] = row

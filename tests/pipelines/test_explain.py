@@ -236,3 +236,13 @@ def test_explain_of_an_unknown_node_names_the_nearest(toy_built: Toy) -> None:
     result = toy_built.run("explain", "quantise")
     assert result.status == 2
     assert "did you mean 'quantize'?" in result.err
+
+
+def test_a_node_of_the_last_build_only_says_with_which_overrides(toy_built: Toy) -> None:
+    assert toy_built.build("device=[watch]", "quantize.bits=8").status == 0
+    result = toy_built.run("explain", "package-watch")
+    assert result.status == 2
+    assert "no node is called 'package-watch' with these overrides" in result.err
+    assert "tapeout explain package-watch 'device=[watch]' quantize.bits=8" in result.err
+    assert toy_built.run("explain", "package-watch", "device=[watch]", "quantize.bits=8").status == 0
+    assert "did you mean 'package-phone'?" in toy_built.run("explain", "package-phon").err
