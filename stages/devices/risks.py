@@ -26,8 +26,8 @@ def _slow_formats(model: QuantizedModel, device: DeviceProfile) -> list[dict[str
     return [
         {
             "rule": "slow-format",
-            "risk": f"{sum(size for _, size in weights) / 2**20:.2f} MiB of weights are {label}, which is not known to be fast "
-            f"on {device.title}",
+            "risk": f"{sum(size for _, size in weights) / 2**20:.2f} MiB of weights are {label}, "
+            f"which is not known to be fast on {device.title}",
             "source": "the device's profile: fast_formats",
             "package": "",
             "function": "",
