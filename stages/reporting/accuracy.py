@@ -37,7 +37,7 @@ def _evaluation(found: Evaluation, axis: Axis | None) -> Html:
         element("th", "Original", element("small", "%"), scope="col", class_="number"),
         element("th", "Shipped", element("small", "%"), scope="col", class_="number"),
         element("th", "Retention", element("small", "95 % interval; line: gate"), scope="col", class_="number"),
-        element("th", scale(axis, 3, 100) if axis else None, scope="col", class_="track", aria_label="Retention drawn"),
+        element("th", scale(axis, 100) if axis else None, scope="col", class_="track", aria_label="Retention drawn"),
         element("th", "Flipped", element("small", "% of answers"), scope="col", class_="number"),
     )
     table = element("table", element("thead", head), element("tbody", rows), class_="tasks")

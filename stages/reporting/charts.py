@@ -54,10 +54,12 @@ def axis_for(values: Sequence[float]) -> Axis:
     return Axis(least, most, tuple(tick for tick in ticks if least <= tick <= most), True)
 
 
-def axis_between(values: Sequence[float], ticks: int = 4, within: tuple[float, float] | None = None) -> Axis:
-    """An axis for points: around all values, with some room, and inside `within`."""
+def axis_between(
+    values: Sequence[float], ticks: int = 4, within: tuple[float, float] | None = None, span: float = 0.0
+) -> Axis:
+    """An axis for points: around all values, with some room, at least `span` long, and inside `within`."""
     low, high = min(values), max(values)
-    room = (high - low) * 0.12 or abs(high) * 0.1 or 1.0
+    room = max((high - low) * 0.12 or abs(high) * 0.1 or 1.0, (span - (high - low)) / 2)
     least, most = low - room, high + room
     if within is not None:
         least, most = max(within[0], least), min(within[1], most)
@@ -116,15 +118,23 @@ def interval(axis: Axis, value: float, low: float | None, high: float | None, bo
     return element("svg", parts, class_="chart", height=ROW, role="img", aria_label=title)
 
 
-def scale(axis: Axis, digits: int = 2, factor: float = 1.0, unit: str = "") -> Html:
+def names(axis: Axis, factor: float = 1.0) -> list[str]:
+    """The ticks in digits that tell them apart."""
+    ticks = [tick * factor for tick in axis.ticks]
+    if axis.logarithmic or len(ticks) < 2:
+        return [rounded(tick) for tick in ticks]
+    step = ticks[1] - ticks[0]
+    places = next(places for places in range(12) if abs(step * 10**places - round(step * 10**places)) < 1e-6)
+    return [f"{tick:,.{places}f}".replace(",", "\u202f") for tick in ticks]
+
+
+def scale(axis: Axis, factor: float = 1.0) -> Html:
     """The numbers of an axis, for the head of a column of bars: hidden from screen readers, which hear the values."""
     parts = []
-    for tick in axis.ticks:
+    for tick, name in zip(axis.ticks, names(axis, factor), strict=True):
         place = axis.at(tick)
         anchor = "start" if place < 8 else "end" if place > 92 else "middle"
-        parts.append(
-            element("text", f"{rounded(tick * factor, digits)}{unit}", x=_share(place), y=10, text_anchor=anchor)
-        )
+        parts.append(element("text", name, x=_share(place), y=10, text_anchor=anchor))
     return element("svg", parts, class_="chart scale", height=13, aria_hidden="true")
 
 
@@ -170,7 +180,7 @@ class Scatter:
 
 
 def scatter(chart: Scatter) -> Html:
-    """The chart in a box: the names of y at its left, those of x below."""
+    """The chart in a box: the ticks of y, which are shares, in percent at its left, those of x below."""
     bottom = chart.height - 2
 
     def y(value: float) -> float:
@@ -189,13 +199,13 @@ def scatter(chart: Scatter) -> Html:
             ]
         for point in series.points:
             inner += _marked(point, chart.x.at(point.x), y(point.y), series.kind)
-    names = [
-        element("text", rounded(100 * tick), x="100%", y=min(max(y(tick) + 4, 11), bottom), text_anchor="end")
-        for tick in chart.y.ticks
+    ticks = [
+        element("text", name, x="100%", y=min(max(y(tick) + 4, 11), bottom), text_anchor="end")
+        for tick, name in zip(chart.y.ticks, names(chart.y, 100), strict=True)
     ]
-    left = element("svg", names, class_="chart scale", height=chart.height, aria_hidden="true")
+    left = element("svg", ticks, class_="chart scale", height=chart.height, aria_hidden="true")
     box = element("svg", inner, class_="chart box", height=chart.height, role="img", aria_label=chart.label)
-    below = element("div", scale(chart.x, 3), element("p", chart.x_title, class_="axis-title"))
+    below = element("div", scale(chart.x), element("p", chart.x_title, class_="axis-title"))
     return element("div", left, box, element("span"), below, class_="scatter")
 
 

@@ -59,7 +59,7 @@ def _shipped(facts: Facts) -> Html | None:
         "Answers right against the size of the model files",
         "size of the model files, MiB (measured)",
         axis_from_zero(xs),
-        axis_between(ys, 4, (0.0, 1.0)),
+        axis_between(ys, 4, (0.0, 1.0), 0.02),
         [Series([each]) if each.kind == "measured" else Series([each], kind="other") for each in points],
         [Level(before, "original")] if before is not None and not weighed else [],
     )
@@ -93,7 +93,7 @@ def _allocated(facts: Facts) -> list[Html | None]:
             f"Allocations of {node.name}",
             "weights, MiB",
             axis_from_zero([each["bytes"] / MEBI for each in every]),
-            axis_between([each["accuracy"] for each in every], 4, (0.0, 1.0)),
+            axis_between([each["accuracy"] for each in every], 4, (0.0, 1.0), 0.02),
             series,
         )
         rows = [
@@ -127,7 +127,7 @@ def _searched(facts: Facts) -> list[Html | None]:
             "The frontier of the search",
             "size, MiB",
             axis_from_zero([each.x for each in points]),
-            axis_between([each.y for each in points], 4, (0.0, 1.0)),
+            axis_between([each.y for each in points], 4, (0.0, 1.0), 0.02),
             [Series(points, True, "front")],
         )
         rows = [("", number(each.x), percent(each.y), "") for each in points]

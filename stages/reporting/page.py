@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,12 @@ from stages.reporting.markup import Html, element, foreign
 from stages.reporting.matrix import matrix
 from stages.reporting.parts import known
 from stages.reporting.risks import risks
+from stages.reporting.said import said
 from stages.reporting.speed import speed
 from stages.reporting.words import seconds
 
-SECTIONS = (  # (id, in the contents, title, what makes it)
+Section = tuple[str, str, str, Callable[[Facts], Html | None]]
+SECTIONS: tuple[Section, ...] = (  # (id, in the contents, title, what makes it)
     ("gates", "Gates", "What blocks", blocking),
     ("devices", "Devices", "Devices", matrix),
     ("accuracy", "Accuracy", "Accuracy", accuracy),
@@ -42,6 +45,7 @@ SECTIONS = (  # (id, in the contents, title, what makes it)
     ("changes", "Changes", "Since the last build", changes),
     ("flips", "Flips", "Answers that flipped", flips),
     ("risks", "Risks", "Neural Engine risks", risks),
+    ("said", "Stages", "What stages say", said),
     ("plan", "Plan", "The plan", graph),
     ("sheets", "Sheets", "Device sheets", sheets),
     ("environment", "Environment", "Environment and digests", environment),
@@ -62,16 +66,22 @@ def page(build: Reported) -> str:
         element("title", title),
         element("style", Html(style)),
     )
+    made = [(section, inside) for section in SECTIONS if (inside := section[3](facts)) is not None]
     sections = [
-        element("section", element("h2", name, id=f"{key}-title"), make(facts), id=key, aria_labelledby=f"{key}-title")
-        for key, _, name, make in SECTIONS
+        element("section", element("h2", name, id=f"{key}-title"), inside, id=key, aria_labelledby=f"{key}-title")
+        for (key, _, name, _), inside in made
     ]
     body = element(
         "body",
         element("a", "Skip to the devices", href="#devices", class_="skip"),
         hatches(),
         _masthead(facts),
-        element("div", _contents(), element("main", _controls(facts), sections, id="main"), class_="columns-page"),
+        element(
+            "div",
+            _contents([section for section, _ in made]),
+            element("main", _controls(facts), sections, id="main"),
+            class_="columns-page",
+        ),
         element("footer", element("p", "Made by tapeout report. What is predicted was not measured on a device.")),
         element("script", _json(report_data(facts)), type="application/json", id="report-data"),
         element("script", Html(script)),
@@ -107,8 +117,8 @@ def _masthead(facts: Facts) -> Html:
     )
 
 
-def _contents() -> Html:
-    links = [element("li", element("a", name, href=f"#{key}")) for key, name, _, _ in SECTIONS]
+def _contents(shown: Sequence[Section]) -> Html:
+    links = [element("li", element("a", name, href=f"#{key}")) for key, name, _, _ in shown]
     return element("nav", element("ol", links), aria_label="Contents")
 
 

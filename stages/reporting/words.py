@@ -91,6 +91,8 @@ def kibibytes(size: Any) -> str:
 def seconds(value: Any) -> str:
     if not is_number(value):
         return ABSENT
+    if 0 < value < 0.05:
+        return "<0.1 s"
     return f"{value:.1f} s" if value < 100 else f"{int(value // 60)} min {int(value % 60):02} s"
 
 

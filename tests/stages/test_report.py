@@ -17,7 +17,7 @@ import pytest
 from pipelines.project import Project
 from pipelines.report import ReportedNode, write_report
 from pipelines.sealed import read_sealed, write_sealed
-from stages.reporting.charts import axis_between, axis_for, axis_from_zero
+from stages.reporting.charts import axis_between, axis_for, axis_from_zero, names
 from stages.reporting.layout import boxes_of, lay_out
 from stages.reporting.markup import element, text
 from stages.reporting.words import number, percent, rounded
@@ -334,3 +334,25 @@ def test_markup_escapes_all_that_is_not_markup() -> None:
 
 def test_four_devices_are_four(made: Project) -> None:
     assert [device["name"] for device in page_of(made).data["devices"]] == [name for name, *_ in four()]
+
+
+def test_ticks_have_the_digits_that_tell_them_apart() -> None:
+    close = axis_between([0.97489, 0.97531], 4, (0.0, 1.0))
+    assert len(set(names(close, 100))) == len(close.ticks) > 1
+    assert names(axis_from_zero([3000.0])) == ["0", "1\u202f000", "2\u202f000", "3\u202f000"]
+    assert axis_between([0.975, 0.9751], span=0.02).most - axis_between([0.975, 0.9751], span=0.02).least >= 0.02
+
+
+def test_what_stages_say_is_shown_with_their_pictures(own: Project) -> None:
+    def change(summary: dict[str, Any]) -> None:
+        node = next(node for node in summary["nodes"] if node["name"] == "allocate")
+        node |= {"summary": "beats <random>", "figures": [{"name": "loss.svg"}, {"name": "frontier.svg"}]}
+
+    for name in ("loss.svg", "frontier.svg"):
+        (own.artifacts / "build" / "allocate" / name).write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
+    page = page_of(changed(own, change))
+    assert "What stages say allocate beats <random>" in page.text
+    assert [held["alt"] for held in page.all("img") if held["src"].startswith("data:image/svg")] == [
+        "loss.svg of allocate"
+    ]
+    assert {"href": "#said"} in page.all("a")
