@@ -128,7 +128,7 @@ class Facts:
             mark = json.dumps([node.name if node else None, told], sort_keys=True)
             groups.setdefault(mark, []).append(device)
             nodes[mark] = node
-        found = []
+        found: list[Evaluation] = []
         runtimes = [each[0].runtime for each in groups.values()]
         for mark, devices in groups.items():
             label = RUNTIMES.get(devices[0].runtime, devices[0].runtime) or devices[0].title

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, TypeGuard
 
 ABSENT = "–"
 RUNTIMES = {"coreml": "Core ML", "onnxruntime": "ONNX Runtime"}
@@ -39,7 +39,7 @@ MEASURES = {
 }
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """Say whether it is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 

@@ -290,7 +290,7 @@ def test_on_paper_everything_is_unfolded(opened: Opened, screenshots: Path) -> N
     tab = opened("four", java_script_enabled=False)
     tab.page.emulate_media(media="print")
     hidden = tab.page.eval_on_selector_all(
-        "details > *", "all => all.filter(each => !each.getBoundingClientRect().height).map(each => each.outerHTML)"
+        "details > *", "all => all.filter(each => !each.checkVisibility()).map(each => each.outerHTML)"
     )
     assert hidden == []
     cut = tab.page.eval_on_selector_all(
