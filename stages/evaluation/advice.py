@@ -16,6 +16,7 @@ from stages.quantizers.replaced import ReplacedModel
 
 QUESTIONS = 240  # of the tasks that failed, at most, which the alternatives are measured on
 _SAID = 3  # alternatives that are named
+_NOTICED = 0.1  # of the divergence: what takes less of it away, and mends no answer, is no help
 _MIB = 2**20
 _OF_ANSWERS = (*TASK_METRICS, *TEXT_METRICS, "fidelity.kl", "fidelity.kl_high", "fidelity.agreement")
 _PARTS = (  # words, which weights, and the key that says so: the first that fits a weight
@@ -150,7 +151,8 @@ def _measured(
     tasks = {gate["task"] for gate in gates}
     every = bool(tasks & {None, OVERALL})
     questions = [example for example in read_asked(baseline.path) if every or example.task in tasks]
-    judge = ReplacedModel(checkpoint, _spread(questions), batch=32)
+    asked = _spread(questions)
+    judge = ReplacedModel(checkpoint, asked, batch=32)
     store = model.store()
     shipped = {
         name: torch.from_numpy(store.dense(name)) for name in store.names() if store.format(name).format != "float"
@@ -161,15 +163,15 @@ def _measured(
     with checkpoint.tensors() as tensors:
         for index, part in enumerate(parts):
             work.progress(index, len(parts), "what would help")
-            better = {name: _finer(tensors[name].float(), part.bits) for name in part.names}
-            changed = judge.measured({**shipped, **better})
+            finer = {name: _finer(tensors[name].float(), part.bits) for name in part.names}
+            changed = judge.measured({**shipped, **finer})
             found.append((changed.accuracy - now.accuracy, now.kl - changed.kl, part))
-    found.sort(key=lambda each: (-each[0], -each[1] / max(each[2].larger - each[2].size, 1)))
+    better = [each for each in found if each[0] * len(asked) >= 0.5 or each[1] > _NOTICED * now.kl]
+    better.sort(key=lambda each: (-each[0], -each[1] / max(each[2].larger - each[2].size, 1)))
     return [
-        f"{part.words} in {part.kind}: {100 * points:+.1f} points, divergence {-less:+.2g}, for {part.cost} "
-        f"({part.setting})"
-        for points, less, part in found[:_SAID]
-        if points > 0 or less > 0
+        f"{part.words} in {part.kind}: {100 * points:+.1f} points on {len(asked)} questions, divergence {-less:+.2g}, "
+        f"for {part.cost} ({part.setting})"
+        for points, less, part in better[:_SAID]
     ]
 
 
@@ -188,7 +190,9 @@ def parts_of(model: QuantizedModel) -> list[Part]:
         bits = 8 if min(form.bits for form in forms.values()) < 8 else 0
         chosen = tuple(name for name, form in forms.items() if not bits or form.bits < bits)
         larger = sum(forms[name].size + 2 * forms[name].rows if bits else 2 * forms[name].size for name in chosen)
-        text = setting.format(bits=bits, rest="group_size: 0, symmetric: true")
+        text = setting.format(
+            bits=bits, rest="method: rtn, format: affine, group_size: 0, symmetric: true" if bits else "sparsity: 0"
+        )
         found.append(Part(words, text, chosen, bits, sum(forms[name].bytes for name in chosen), larger))
     return found
 
