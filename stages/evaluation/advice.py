@@ -116,6 +116,7 @@ def _of_size(gate: Mapping[str, Any], metrics: Mapping[str, Any], model: Quantiz
     sizes: dict[str, int] = {}
     for name in store.names():
         words = next((part[0] for part in _PARTS if part[1] in name), "the rest")
+        words = "the tower" if name.startswith("vision.") else words  # all of it: also what stays float
         sizes[words] = sizes.get(words, 0) + store.format(name).bytes
     parts = sorted(sizes.items(), key=lambda item: -item[1])
     shares = ", ".join(f"{words} {size / _MIB:.2f}" for words, size in parts[:4])
