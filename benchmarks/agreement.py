@@ -1,4 +1,5 @@
-"""How often the devices of the last build give the same answer: every pair of validated devices, question by question.
+"""How often the files of the last build give the same answer: every pair of them, question by question. Devices that
+ship the same files are one, called by the first.
 
 python benchmarks/agreement.py [--json FILE]
 """
@@ -17,7 +18,7 @@ def main() -> None:
     options = parser.parse_args()
     answers = last_answers()
     if len(answers) < 2:
-        raise SystemExit("the last build validated fewer than two devices: run `tapeout build` with two or more")
+        raise SystemExit("the last build evaluated fewer than two devices: run `tapeout build` with two or more")
     figures = []
     for first, second in combinations(answers, 2):
         same = sum(a.tokens == b.tokens for a, b in paired(answers[first], answers[second]))
@@ -29,15 +30,14 @@ def main() -> None:
 
 
 def last_answers() -> dict[str, list[Answer]]:
-    """The answers of each device of the last build, from the nodes that its summary names."""
+    """The answers of each device of the last build with files of its own, from the nodes that its summary names."""
     last = Path(".tapeout/last.json")
     if not last.is_file():
         raise SystemExit("nothing has been built here: run `tapeout build` first")
     return {
-        device: read_answers(Path("artifacts/build") / node["name"] / "answers.jsonl")
+        node["devices"][0]: read_answers(Path("artifacts/build") / node["name"] / "answers.jsonl")
         for node in json.loads(last.read_text(encoding="utf-8"))["nodes"]
-        if node["stage"] == "validate" and node["status"] in ("built", "cached")
-        for device in node["devices"]
+        if node["stage"] == "evaluate" and node["status"] in ("built", "cached")
     }
 
 

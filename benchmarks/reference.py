@@ -35,7 +35,8 @@ def main() -> None:
     config = QuestionsConfig(path=None, per_task=options.per_task, seed=SEED, tasks={})
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "out").mkdir()
-        result = baseline(checkpoint, config, Workspace(Path(folder) / "out", Path(folder)))
+        given = {"checkpoint": checkpoint, "config": config}
+        result = baseline(checkpoint, config, Workspace(Path(folder) / "out", Path(folder) / "scratch", given=given))
         tasks, answers = result.metrics()["tasks"], read_answers(result.path / "answers.jsonl")
     with checkpoint.tensors() as tensors:
         parameters = sum(tensors[name].numel() for name in tensors)

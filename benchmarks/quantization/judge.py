@@ -2,19 +2,18 @@
 
 import hashlib
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from quantization.subject import checkpoint
+from stages.data.example import Questions
 from stages.data.source import question_source
-from stages.evaluation.answers import Answer, preprocessed, prompt_format
+from stages.evaluation.answers import Answer, answered, preprocessed, prompt_format
 from stages.evaluation.divergence import AnswerDivergence
 from stages.evaluation.metrics import compare
 from stages.evaluation.names import TASKS
-from stages.evaluation.scores import score
 from stages.evaluation.torch_answers import encode_images, generate
 from stages.models.vlm import VisionLanguageModel
 from stages.schema import ValidateConfig
@@ -28,7 +27,7 @@ class Judge:
     def __init__(self, per_task: int, kept: Path, config: ValidateConfig):
         self.per_task, self.kept, self.config = per_task, kept, config
         self._divergence: AnswerDivergence | None = None
-        self._examples: Any = None
+        self._examples: Questions | None = None
         self._reference: list[Answer] | None = None
         self._model = checkpoint().model()
         kept.mkdir(parents=True, exist_ok=True)
@@ -52,9 +51,8 @@ class Judge:
             if self._reference is None:
                 self._reference = self._answers(checkpoint().model())
             given = self._answers(self._loaded(state))
-            pooled = [[replace(answer, task="all") for answer in each] for each in (given, self._reference)]
-            tasks = compare(given, self._reference, self.config)
-            return {"tasks": tasks, "overall": compare(pooled[0], pooled[1], self.config)["all"]}
+            found = compare(self.examples(), given, self._reference, self.config)
+            return {"tasks": found["tasks"], "overall": found["overall"]}
 
         return dict(self._remembered("answers", state, measure))
 
@@ -62,9 +60,10 @@ class Judge:
     def count(self) -> int:
         return self.per_task * len(TASKS)
 
-    def examples(self) -> Any:
+    def examples(self) -> Questions:
         if self._examples is None:
-            self._examples = question_source().by_task(self.per_task, self.SEED)
+            drawn = question_source().by_task(self.per_task, self.SEED)
+            self._examples = Questions(drawn, drawn)
         return self._examples
 
     def _answers(self, model: VisionLanguageModel) -> list[Answer]:
@@ -73,11 +72,7 @@ class Judge:
         features = encode_images(model, preprocessed(self.examples(), source.preprocessing()))
         asked = [prompts.encode(example.question) for example in self.examples()]
         said = generate(model, features, asked, end=prompts.end_id, limit=prompts.max_new_tokens)
-        return [
-            Answer(example.task, example.question, example.answer, text, score(example.task, text, example.answer), ids)
-            for example, ids in zip(self.examples(), said, strict=True)
-            for text in [prompts.decode(ids)]
-        ]
+        return answered(prompts, self.examples(), said)
 
     def _loaded(self, state: dict[str, torch.Tensor]) -> VisionLanguageModel:
         self._model.load_state_dict(state)

@@ -41,7 +41,7 @@ SOURCES = {
     "answers": (
         *_MODEL,
         "baseline.py",
-        *(f"evaluation/{name}.py" for name in ("scores", "text_metrics", "torch_answers")),
+        *(f"evaluation/{name}.py" for name in ("answers", "reference", "scores", "text_metrics", "torch_answers")),
     ),
     "host": (*_MODEL, "devices/host.py", "lowering/onnx", "runtimes/ort.py"),
 }
@@ -158,6 +158,8 @@ class Bench:
             lambda work: baseline(checkpoint, config, work),
             of=(_model(checkpoint), config),
             sources=SOURCES["answers"],
+            checkpoint=checkpoint,
+            config=config,
         )
         return np.array([answer.score for answer in read_answers(place / "answers.jsonl")])
 
