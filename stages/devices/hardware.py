@@ -1,27 +1,37 @@
-"""Whether a device's latency can be predicted: what is known of its hardware. Light, since the plan asks it too."""
-
-from dataclasses import asdict
+"""What is known of a device's speed, and of which processor: whether it can be predicted. Light: the plan asks too."""
 
 from pipelines.errors import ConfigError
-from stages.schema import DeviceProfile, Hardware
+from stages.schema import DeviceProfile, Hardware, Peak, Runtime
 
-_NEEDED = ("bandwidth_gb_s", "gflops")
+NPU, GPU, CPU = "npu", "gpu", "cpu"
+UNITS = {  # the processor of each of Core ML's compute units and ONNX Runtime's execution providers
+    "neural_engine": NPU,
+    "gpu": GPU,
+    "cpu": CPU,
+    "QNNExecutionProvider": NPU,
+    "TensorrtExecutionProvider": GPU,
+    "CUDAExecutionProvider": GPU,
+    "webgpu": GPU,
+    "wasm": CPU,
+    "CPUExecutionProvider": CPU,
+}
+_PROCESSORS = (NPU, GPU, CPU)
 
 
-def predictable(hardware: Hardware) -> bool:
-    """Whether the roofline has what it needs."""
-    return not _missing(hardware)
+def predictable(device: DeviceProfile) -> bool:
+    """Whether enough is known of its hardware to predict times."""
+    return not _missing(device)
 
 
 def check_predictable(device: DeviceProfile) -> None:
-    """Raise ConfigError where a roofline of the device cannot be drawn, naming what is not known of it, and where what
-    is said of it is no speed."""
-    for name, value in asdict(device.hardware).items():
+    """Raise ConfigError where the device's times cannot be predicted, naming what is not known of it, and where what is
+    said of it is no speed."""
+    for name, value in _numbers(device.hardware):
         if value is not None and not (value > 0 or (name == "operator_us" and value == 0)):
             raise ConfigError(
                 f"device {device.name}: hardware.{name} is {value}", hint="expected a number above 0, or null"
             )
-    if missing := _missing(device.hardware):
+    if missing := _missing(device):
         names = " and ".join(f"hardware.{name}" for name in missing)
         raise ConfigError(
             f"device {device.name}: no latency can be predicted without {names}; found null, which is: not known",
@@ -30,5 +40,60 @@ def check_predictable(device: DeviceProfile) -> None:
         )
 
 
-def _missing(hardware: Hardware) -> list[str]:
-    return [name for name in _NEEDED if getattr(hardware, name) is None]
+def processors(device: DeviceProfile) -> list[str]:
+    """npu, gpu, cpu: those that its runtime uses, in order of fallback."""
+    names = device.compute_units if device.runtime is Runtime.coreml else device.execution_providers
+    return list(dict.fromkeys(UNITS[name] for name in names if name in UNITS))
+
+
+def peak(hardware: Hardware, processor: str) -> float | None:
+    """10^9 float operations a second, at most: of float16 on an NPU (half of int8's where that alone is known), of
+    float32 on GPU and CPU (of float16 where that alone is). None: not known."""
+    known: Peak = getattr(hardware.peaks, processor)
+    if processor == NPU:
+        return known.float16 or (known.int8 / 2 if known.int8 else None)
+    return known.float32 or known.float16
+
+
+def tower_processor(device: DeviceProfile) -> str | None:
+    """Where the encoder is predicted to run: the first processor that the runtime uses and whose speed is known, by its
+    peak or, of a Hexagon, by measurements of its kind. None: nothing is."""
+    for processor in processors(device):
+        if processor == NPU and device.runtime is Runtime.onnxruntime:
+            if hexagon(device):
+                return processor
+        elif peak(device.hardware, processor) is not None:
+            return processor
+    return None
+
+
+def hexagon(device: DeviceProfile) -> bool:
+    """Whether the encoder runs on a Hexagon, of a version or chip that public measurements may know."""
+    known = device.hardware.htp_version is not None or device.hardware.soc is not None
+    return device.runtime is Runtime.onnxruntime and NPU in processors(device) and known
+
+
+def decoder_processor(device: DeviceProfile) -> str | None:
+    """Where the decoder is predicted to run. Its operators are com.microsoft's, of which ONNX Runtime has kernels for
+    CPU and GPU alone; under Core ML as the encoder."""
+    for processor in processors(device):
+        if (processor != NPU or device.runtime is Runtime.coreml) and peak(device.hardware, processor) is not None:
+            return processor
+    return None
+
+
+def _missing(device: DeviceProfile) -> list[str]:
+    found = [] if device.hardware.bandwidth_gb_s is not None else ["bandwidth_gb_s"]
+    if decoder_processor(device) is None or tower_processor(device) is None:
+        used = [each for each in processors(device) if each != NPU or device.runtime is Runtime.coreml] or [CPU]
+        kind = "float16" if used[0] == NPU else "float32"
+        found.append(f"peaks.{used[0]}.{kind}")
+    return found
+
+
+def _numbers(hardware: Hardware) -> list[tuple[str, float | None]]:
+    found = [("bandwidth_gb_s", hardware.bandwidth_gb_s), ("operator_us", hardware.operator_us)]
+    for processor in _PROCESSORS:
+        known: Peak = getattr(hardware.peaks, processor)
+        found += [(f"peaks.{processor}.{kind}", value) for kind, value in vars(known).items()]
+    return found

@@ -1,19 +1,97 @@
-"""How long a model takes on a device that is not here: an interface, and a roofline, which needs no measurement.
+"""What is predicted of a model on a device that is not here: times, memory, energy, speed after minutes of use.
+
+    prediction = prediction_of(config, sizes, device, context=1024, text_tokens=16)
+    print(prediction.metrics["token_ms"].value, prediction.by_context[512].low, prediction.basis["decode"])
 
     predictor = predictor_of(LatencySource.roofline, device, context=256)
-    latency = predictor.predict(config, stored_bytes(config, quantize))
-    print(latency.token_ms, latency.first_token_ms)
+    print(predictor.predict(config, stored_bytes(config, quantize)).token_ms)
 
-A prediction tells which of two models is faster, and about by how much; it is no measurement, and is called predicted
-wherever it is shown.
+A prediction is no measurement, and is called predicted wherever it is shown. How far predictions are off, on models and
+on chips that were held out of public measurements, `python benchmarks/predictors.py` says.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from stages.devices.calibration import Estimate
+from stages.devices.hardware import check_predictable, predictable
 from stages.devices.latency import Latency, Predictor
-from stages.devices.roofline import TEXT_TOKENS, Roofline
+from stages.devices.memory import basis_of_memory, peak_memory
+from stages.devices.thermal import MINUTES, heat_of
+from stages.devices.times import Timer
+from stages.models.vlm import ModelConfig
 from stages.schema import DeviceProfile
 from stages.schema.search import LatencySource
 
-__all__ = ["Latency", "Predictor", "Roofline", "predictor_of"]
+__all__ = ["Estimate", "Latency", "Prediction", "Predictor", "prediction_of", "predictor_of"]
+
+TEXT_TOKENS = 16  # of a prompt beside its image
+ANSWER_TOKENS = 16  # of the answer whose energy is told
+CONTEXTS = (512, 1024, 2048, 4096)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """metrics: encode_ms (where there is a tower), prefill_ms, first_token_ms, token_ms and tokens_per_s at the end of
+    the context, peak_memory_mib; where the device's heat is known, energy_j of an image and an answer of ANSWER_TOKENS,
+    tokens_per_s_1min, _5min, _15min. by_context: tokens a second. basis: on what each rests, a sentence."""
+
+    metrics: Mapping[str, Estimate]
+    by_context: Mapping[int, Estimate]
+    basis: Mapping[str, str]
+
+    def to_json(self) -> dict[str, dict[str, float]]:
+        """{metric: {"value", "low", "high"}}."""
+        return {name: estimate.to_json() for name, estimate in self.metrics.items()}
+
+
+def prediction_of(
+    config: ModelConfig, sizes: Mapping[str, int], device: DeviceProfile, *, context: int, text_tokens: int
+) -> Prediction | None:
+    """sizes: the stored bytes of each weight, by name. context: rows of the cache; text_tokens: of the prompt beside
+    its image. None for a user's module, and where the device's hardware is not known."""
+    if config.text is None or not predictable(device):
+        return None
+    timer, heat = Timer(device), heat_of(device.thermal)
+    prompt = text_tokens + (config.vision.tokens if config.vision else 0)
+    contexts = (*(each for each in CONTEXTS if prompt <= each < context), context)
+    times = timer.times(config, sizes, contexts=contexts, text_tokens=text_tokens)
+    token = times.tokens[context]
+    first = times.encode.plus(times.prefill) if times.encode else times.prefill
+    metrics = {"encode_ms": times.encode} if times.encode else {}
+    metrics |= {
+        "prefill_ms": times.prefill,
+        "first_token_ms": first,
+        "token_ms": token,
+        "tokens_per_s": token.inverse().times(1e3),
+        "peak_memory_mib": peak_memory(config, sizes, device, context=context, text_tokens=text_tokens),
+    }
+    if device.thermal.peak_w is not None:
+        answer = first.plus(token.times(ANSWER_TOKENS - 1))
+        metrics["energy_j"] = answer.times(device.thermal.peak_w / 1e3)
+    if heat:
+        for minute in MINUTES:
+            metrics[f"tokens_per_s_{minute}min"] = metrics["tokens_per_s"].times(heat.speeds[minute])
+    basis = timer.basis() | {"memory": basis_of_memory(device)}
+    if not config.vision:
+        del basis["encode"]
+    by_context = {each: estimate.inverse().times(1e3) for each, estimate in times.tokens.items()}
+    return Prediction(metrics, by_context, basis)
+
+
+class Predicted:
+    """The middle of what is predicted, for searches."""
+
+    def __init__(self, device: DeviceProfile, *, context: int, text_tokens: int):
+        """Raises ConfigError where the device's speed is not known."""
+        check_predictable(device)
+        self._timer, self._context, self._text_tokens = Timer(device), context, text_tokens
+
+    def predict(self, model: ModelConfig, sizes: Mapping[str, int]) -> Latency:
+        times = self._timer.times(model, sizes, contexts=(self._context,), text_tokens=self._text_tokens)
+        encode = times.encode.value if times.encode else 0.0
+        return Latency(encode, times.prefill.value, times.tokens[self._context].value)
 
 
 def predictor_of(
@@ -27,4 +105,15 @@ def predictor_of(
         from stages.devices.host import Host
 
         return Host(context=context, text_tokens=text_tokens)
-    return Roofline(device, context=context, text_tokens=text_tokens)
+    return Predicted(device, context=context, text_tokens=text_tokens)
+
+
+def to_metrics(prediction: Prediction | None) -> dict[str, Any]:
+    """As metrics.json has it: {"predicted", "by_context", "basis"}; empty where nothing is predicted."""
+    if prediction is None:
+        return {}
+    return {
+        "predicted": prediction.to_json(),
+        "by_context": {str(context): estimate.to_json() for context, estimate in prediction.by_context.items()},
+        "basis": dict(prediction.basis),
+    }

@@ -1,0 +1,1 @@
+"""What benchmarks/predictors.py fits and scores: public measurements, what names tell, folds, a roofline."""
