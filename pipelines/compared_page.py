@@ -34,7 +34,7 @@ tbody th{font-weight:500}td{white-space:nowrap}td.words{white-space:normal}
 .worse{color:var(--bad);font-weight:600}.better{color:var(--good);font-weight:600}.same{color:var(--soft)}
 .predicted{font-style:italic}summary{cursor:pointer;padding:.35rem 0}
 @media print{body{background:none}details{display:none}.scroll{overflow:visible}}"""
-SIGNS = {True: ("better", "▲ better"), False: ("worse", "▼ worse")}
+SIGNS = {True: "better", False: "worse"}
 
 
 def write_page(path: Path, found: Mapping[str, Any]) -> Path:
@@ -73,12 +73,11 @@ def gates(found: Mapping[str, Any]) -> Iterator[str]:
     """Yield the gates whose verdict or bound differs."""
     yield '<section><h2 id="gates">Gates</h2>'
     rows = []
-    for device in found["devices"]:
-        for gate in device["gates"]:
-            was, now = gate["before"], gate["after"]
-            kind = "" if not (was and now) or was["passed"] == now["passed"] else SIGNS[now["passed"]][0]
-            rows.append([cell(device["device"] or "no device"), cell(words.gate_words(gate), f"words {kind}".strip())])
-    yield from table(["device", "what differs"], rows) if rows else ["<p>The same verdicts.</p>"]
+    for gate, devices in words.gates(found):
+        was, now = gate["before"], gate["after"]
+        kind = "" if not (was and now) or was["passed"] == now["passed"] else SIGNS[now["passed"]]
+        rows.append([cell(", ".join(devices), "words"), cell(words.gate_words(gate), f"words {kind}".strip())])
+    yield from table(["devices", "what differs"], rows) if rows else ["<p>The same verdicts.</p>"]
     yield "</section>"
 
 
@@ -140,9 +139,8 @@ def figure(row: Mapping[str, Any] | None) -> str:
     told = words.pair(row)
     if row is None or words.ARROW not in told:
         return cell(told, "same")
-    kind, sign = SIGNS.get(row["better"], ("", ""))
-    predicted = " predicted" if row["predicted"] else ""
-    return cell(told, f"{kind}{predicted}".strip(), sign)
+    kind = SIGNS.get(row["better"], "")
+    return cell(told, f"{kind}{' predicted' if row['predicted'] else ''}".strip(), kind)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
@@ -158,8 +156,10 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 
 def cell(words: str, kind: str = "", sign: str = "") -> str:
+    """Return a cell. sign: a word behind it, so that colour is not all that tells."""
     opened = f'<td class="{kind}">' if kind else "<td>"
-    return f"{opened}{text(words)}{f' <small>{sign}</small>' if sign else ''}</td>"
+    told = text(words).replace("-&gt;", "→")
+    return f"{opened}{told}{f' <small>{sign}</small>' if sign else ''}</td>"
 
 
 def text(value: str) -> str:

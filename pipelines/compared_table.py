@@ -66,13 +66,10 @@ def devices_table(devices: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 def gate_lines(found: Mapping[str, Any]) -> Iterator[str]:
     """Yield the gates whose verdict or bound differs, each once for all devices of which it is true."""
-    told: dict[str, list[str]] = {}
-    for device in found["devices"]:
-        for gate in device["gates"]:
-            told.setdefault(words.gate_words(gate), []).append(device["device"] or "no device")
+    told = words.gates(found)
     yield from ("", "gates" if told else "gates: the same verdicts")
-    for text, devices in told.items():
-        yield f"  {words.listed(devices)}: {text}"
+    for gate, devices in told:
+        yield f"  {words.listed(devices)}: {words.gate_words(gate)}"
 
 
 def node_lines(found: Mapping[str, Any]) -> Iterator[str]:

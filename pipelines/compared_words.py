@@ -97,6 +97,15 @@ def probability(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}".rstrip("0").rstrip(".") if p < 1 else "1"
 
 
+def gates(found: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], list[str]]]:
+    """Return the gates that differ, each once with all devices of which it is true."""
+    told: dict[str, tuple[Mapping[str, Any], list[str]]] = {}
+    for device in found["devices"]:
+        for gate in device["gates"]:
+            told.setdefault(gate_words(gate), (gate, []))[1].append(device["device"] or "no device")
+    return list(told.values())
+
+
 def gate_words(gate: Mapping[str, Any]) -> str:
     """Return in words how a gate's verdict or bound differs."""
     subject = f"{gate['metric']} of {gate['task']}" if gate["task"] else str(gate["metric"])
