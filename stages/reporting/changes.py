@@ -7,10 +7,11 @@ from typing import Any
 
 from pipelines.compare import changes as compared
 from pipelines.errors import TapeoutError
+from pipelines.history import Build
 from stages.reporting.facts import Facts, listed
 from stages.reporting.markup import Html, element, foreign
 from stages.reporting.parts import known, scrolling
-from stages.reporting.words import ABSENT, SPEEDS, amount, count, is_number, named
+from stages.reporting.words import ABSENT, SPEEDS, amount, count, is_number, named, shortened
 
 SHOWN = (  # figures that say most, and how they are called
     ("overall.artifact", "Score"),
@@ -38,7 +39,7 @@ def changes(facts: Facts) -> Html:
         )
     return element(
         "div",
-        element("p", "Against ", foreign(before.title), ". ", _options(found["overrides"]), class_="lead"),
+        element("p", "Against ", foreign(_called(before)), ". ", _options(found["overrides"]), class_="lead"),
         _devices(facts, found["devices"]),
         _answers(facts, found["devices"]),
         _turned(facts, found["devices"]),
@@ -49,10 +50,14 @@ def changes(facts: Facts) -> Html:
     )
 
 
+def _called(build: Build) -> str:
+    return f"build {build.number}{f' ({build.name})' if build.name else ''} of {build.when}"
+
+
 def _options(overrides: Mapping[str, Sequence[str]]) -> list[Any]:
     """The options that only one of both has."""
     pairs = (("Only then", overrides["before"]), ("Only now", overrides["after"]))
-    return [[f"{word}: ", element("code", foreign(" ".join(each))), ". "] for word, each in pairs if each]
+    return [[f"{word}: ", element("code", foreign(shortened(each))), ". "] for word, each in pairs if each]
 
 
 def _devices(facts: Facts, devices: Sequence[Mapping[str, Any]]) -> Html:
@@ -62,17 +67,19 @@ def _devices(facts: Facts, devices: Sequence[Mapping[str, Any]]) -> Html:
     shown = [(name, title) for name, title in SHOWN if name in changed]
     for device in devices:
         figures = _figures(device)
-        told = tuple(_mark(figures.get(name)) for name, _ in shown)
+        one_sided = device["before"] or device["after"]
+        told = () if one_sided else tuple(_mark(figures.get(name)) for name, _ in shown)
         rows.setdefault((device["before"], device["after"], told), []).append(_title(facts, device["device"]))
     if not shown and all(mark[:2] == (None, None) for mark in rows):
         return element("p", "No figure of any device changed.")
     head = element("tr", element("th", "Devices", scope="col"), [_head(name, title) for name, title in shown])
     body = []
     for (gone, missing, told), titles in rows.items():
-        cells = [_cell(name, each) for (name, _), each in zip(shown, told, strict=True)]
         if gone or missing:
             words = f"{'then' if gone else 'now'}: {gone or missing}"
             cells = [element("td", foreign(words), colspan=len(shown) or None)]
+        else:
+            cells = [_cell(name, each) for (name, _), each in zip(shown, told, strict=True)]
         body.append(element("tr", element("th", foreign(listed(titles, 4)), scope="row"), cells))
     return scrolling(element("table", element("thead", head), element("tbody", body)), "What changed, by device")
 

@@ -140,13 +140,14 @@ def scale(axis: Axis, factor: float = 1.0) -> Html:
 
 @dataclass(frozen=True)
 class Point:
-    """mark: the letter beside it, or ""."""
+    """mark: what stands beside it, or "". below: whether the mark is below the point, not above."""
 
     x: float
     y: float
     mark: str = ""
     title: str = ""
     kind: str = "measured"
+    below: bool = False
 
 
 @dataclass(frozen=True)
@@ -256,13 +257,12 @@ def _marked(point: Point, x: float, y: float, kind: str) -> list[Html]:
     else:
         found = [element("circle", title, cx=_share(x), cy=y, r=3 if kind == "front" else 5, class_="dot")]
     if point.mark:
-        right = x < (92 if len(point.mark) < 3 else 70)
+        right = x < 70
         anchor: dict[str, Any] = {"text_anchor": "start" if right else "end", "dx": 9 if right else -9}
-        if kind == "chosen":  # below the line, which the frontier bends away from
-            anchor = {"text_anchor": "middle", "dx": 0}
-        found.append(
-            element("text", point.mark, x=_share(x), y=y + (20 if kind == "chosen" else 4), class_="mark", **anchor)
-        )
+        if kind != "other":
+            anchor = {"text_anchor": "middle"}
+        height = y + 4 if kind == "other" else y + 20 if point.below or y < 20 else y - 10
+        found.append(element("text", point.mark, x=_share(x), y=height, class_="mark", **anchor))
     return found
 
 

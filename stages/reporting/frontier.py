@@ -46,7 +46,9 @@ def _shipped(facts: Facts) -> Html | None:
     for place, ((size, y), devices) in enumerate(sorted(places.items())):
         mark = _letter(place)
         names = listed([device.title for device in devices], 8)
-        points.append(Point(size / MEBI, y, mark, f"{mark}: {mebibytes(size)} MiB, {percent(y)}: {names}"))
+        points.append(
+            Point(size / MEBI, y, mark, f"{mark}: {mebibytes(size)} MiB, {percent(y)}: {names}", below=place % 2 == 1)
+        )
         rows.append((mark, mebibytes(size), percent(y), names))
     if weighed and before is not None:
         points.append(
@@ -182,7 +184,8 @@ def _rows(told: Any) -> list[Mapping[str, Any]]:
 
 def _allocation(told: Mapping[str, Any], mark: str = "") -> Point:
     words = f"{told.get('label', '')} {mebibytes(told['bytes'])} MiB, {percent(told['accuracy'])}".strip()
-    return Point(told["bytes"] / MEBI, float(told["accuracy"]), mark, words)
+    # the mark of the chosen one is below the line, which bends away from there
+    return Point(told["bytes"] / MEBI, float(told["accuracy"]), mark, words, below=True)
 
 
 def _letter(place: int) -> str:

@@ -8,7 +8,7 @@ from pipelines.report import ReportedNode
 from stages.reporting.facts import Device, Facts, Gate, listed
 from stages.reporting.markup import Html, element, foreign
 from stages.reporting.parts import folded_text, known
-from stages.reporting.words import amount, named
+from stages.reporting.words import amount, count, named
 
 
 def blocking(facts: Facts) -> Html:
@@ -19,7 +19,11 @@ def blocking(facts: Facts) -> Html:
             key = (gate.metric, gate.task, gate.bound, gate.kind, gate.end, gate.predicted)
             groups.setdefault(key, []).append((device, gate))
     items = [_blocked(failed) for failed in groups.values()]
-    items += [_broken(facts, node) for node in facts.build.nodes if node.status == "failed"]
+    broken: dict[tuple[str, str], list[ReportedNode]] = {}
+    for node in facts.build.nodes:
+        if node.status == "failed":
+            broken.setdefault((node.stage, node.error.partition("\n")[0]), []).append(node)
+    items += [_broken(facts, nodes) for nodes in broken.values()]
     if unrecorded := facts.summary.get("unrecorded"):
         items.append(element("li", element("p", "The build is not recorded: ", foreign(unrecorded))))
     if not items:
@@ -27,14 +31,16 @@ def blocking(facts: Facts) -> Html:
     return element("ol", items, class_="blocking")
 
 
-def _broken(facts: Facts, node: ReportedNode) -> Html:
-    """A node that failed, with the first line of what it said; the rest is folded."""
-    titles = [facts.title(name) for name in node.devices] or [each.title for each in facts.devices]
+def _broken(facts: Facts, nodes: list[ReportedNode]) -> Html:
+    """Nodes of a stage that failed alike, with the first line of what the first of them said; the rest is folded."""
+    devices = dict.fromkeys(name for node in nodes for name in node.devices)
+    titles = [facts.title(name) for name in devices] or [each.title for each in facts.devices]
+    name = nodes[0].name if len(nodes) == 1 else f"{nodes[0].stage} of {count(len(nodes), 'node')}"
     return element(
         "li",
-        element("p", element("strong", foreign(node.name)), " failed"),
+        element("p", element("strong", foreign(name)), " failed"),
         element("p", foreign(listed(titles, 12)), class_="where"),
-        folded_text(node.error),
+        folded_text(nodes[0].error),
     )
 
 

@@ -14,7 +14,7 @@ from stages.reporting.parts import folded_text, scrolling
 from stages.reporting.words import count, mebibytes, seconds
 
 WIDTH, HEIGHT, ACROSS, DOWN = 116, 58, 26, 14  # px, of a box and between boxes
-LETTERS = 18  # that fit into a box
+LETTERS = 17  # that fit into a box
 STATUSES = ("built", "cached", "failed", "skipped")
 
 

@@ -32,7 +32,7 @@ from stages.reporting.parts import known
 from stages.reporting.risks import risks
 from stages.reporting.said import said
 from stages.reporting.speed import speed
-from stages.reporting.words import seconds
+from stages.reporting.words import seconds, shortened
 
 Section = tuple[str, str, str, Callable[[Facts], Html | None]]
 SECTIONS: tuple[Section, ...] = (  # (id, in the contents, title, what makes it)
@@ -44,7 +44,7 @@ SECTIONS: tuple[Section, ...] = (  # (id, in the contents, title, what makes it)
     ("layers", "Layers", "Bits and error by layer", layers),
     ("changes", "Changes", "Since the last build", changes),
     ("flips", "Flips", "Answers that flipped", flips),
-    ("risks", "Risks", "Neural Engine risks", risks),
+    ("risks", "Risks", "Neural Engine and other risks", risks),
     ("said", "Stages", "What stages say", said),
     ("plan", "Plan", "The plan", graph),
     ("sheets", "Sheets", "Device sheets", sheets),
@@ -97,7 +97,7 @@ def _masthead(facts: Facts) -> Html:
         build.when if build else None,
         seconds(facts.summary["seconds"]),
     ]
-    overrides = " ".join(build.overrides) if build else ""
+    overrides = shortened(build.overrides) if build else ""
     state = "passed" if facts.passed else "failed"
     return element(
         "header",

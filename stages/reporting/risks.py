@@ -1,4 +1,4 @@
-"""What static rules found in the files that the Neural Engine may not like: each finding once, with its devices."""
+"""What static rules found that a chip, a Neural Engine above all, may not like: each once, with its devices."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ def risks(facts: Facts) -> Html:
     found: dict[tuple[Any, ...], list[str]] = {}
     for device in facts.devices:
         for each in device.risks:
-            key = (*(str(each.get(name) or "") for name in KEYS), each.get("count") or 1)
+            said = [str(each.get(name) or "") for name in KEYS]
+            said[0] = said[0].replace(device.title, "the device")  # so that it is the same finding on all of them
+            key = (*said, each.get("count") or 1)
             found.setdefault(key, []).append(device.title)
     if not found:
         return element("p", "Static rules found nothing in these files. No chip has run them.", class_="lead")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, TypeGuard
 
 ABSENT = "–"
@@ -100,6 +101,11 @@ def count(amount: int, noun: str) -> str:
     """An amount with its noun: 1 gate, 12 gates."""
     plural = noun[:-1] + "ies" if noun.endswith("y") else noun + "s"
     return f"{amount} {noun if amount == 1 else plural}"
+
+
+def shortened(overrides: Sequence[str]) -> str:
+    """Overrides in a line, long ones cut."""
+    return " ".join(each if len(each) <= 80 else f"{each[:72]}…" for each in overrides)
 
 
 def measured_in(metric: str) -> str:

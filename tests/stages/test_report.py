@@ -175,7 +175,7 @@ def test_measured_and_predicted_are_told_apart_in_words(made: Project) -> None:
 
 def test_what_changed_since_the_build_before(made: Project) -> None:
     text = page_of(made).text
-    assert "Against build 1 (release-1)" in text and "Only then: quantize.bits=8" in text
+    assert "Against build 1 (release-1) of" in text and "Only then: quantize.bits=8" in text
     assert "1.53 MiB was 2.30 MiB better" in text and "95.7 % was 96.6 % worse" in text
     assert "retention, low end of ocr_unseen_fonts: fails now. iPhone 15 Pro, iPhone 12" in text
     assert "10.0 % of 90 answers changed; the score by \u221210.00 points" in text
