@@ -28,7 +28,7 @@ FIRST = (  # well-known metrics, by the end of their names and in the order in w
     *("prefill_ms", "encode_ms", "peak_memory_mib", "energy_j"),
 )
 PARTS = ("overall", "tasks", "fidelity", "parity", "size_bytes", "risks", "predicted", "by_context")
-LESS = re.compile(r"(^|[._])(flips|cer|kl|error|risks|size_bytes|energy_j)$|_(ms|mib|bytes)$")  # is better
+LESS = re.compile(r"(^|[._])(flips|cer|kl|kl_high|\w*error|risks|size_bytes|energy_j)$|_(ms|mib|bytes)$")  # is better
 MORE = re.compile(
     r"(^|[._])(artifact|retention|retention_low|retention_high|exact|anls|cider|agreement|top1)$|tokens_per_s(_\w+)?$"
     r"|^by_context\."

@@ -34,6 +34,7 @@ tbody th{font-weight:500}td{white-space:nowrap}td.words{white-space:normal}
 .worse{color:var(--bad);font-weight:600}.better{color:var(--good);font-weight:600}.same{color:var(--soft)}
 .predicted{font-style:italic}summary{cursor:pointer;padding:.35rem 0}
 @media print{body{background:none}details{display:none}.scroll{overflow:visible}}"""
+CHANCE = 0.05
 SIGNS = {True: "better", False: "worse"}
 
 
@@ -86,7 +87,8 @@ def measured(device: Mapping[str, Any]) -> Iterator[str]:
     answers = {answer["task"]: answer for answer in device["answers"]}
     rows = []
     for task in words.tasks_of(device):
-        told = [figure(words.figure(device, task, name)) for name in words.TASK_FIGURES]
+        chance = task in answers and answers[task]["p"] > CHANCE
+        told = [figure(words.figure(device, task, name), chance) for name in words.TASK_FIGURES]
         paired = [cell(each) for each in words.significance(answers[task])] if task in answers else [cell("")] * 3
         count = words.pair(words.figure(device, task, "n"))
         rows.append([cell(task or "all"), cell(count), *told, *paired])
@@ -134,11 +136,14 @@ def nodes(found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield "</section>"
 
 
-def figure(row: Mapping[str, Any] | None) -> str:
-    """Return the cell of a figure, before and after; whether that is better is told by a word, too."""
+def figure(row: Mapping[str, Any] | None, chance: bool = False) -> str:
+    """Return the cell of a figure, before and after; whether that is better is told by a word, too. chance: what
+    changed is as likely to go the other way."""
     told = words.pair(row)
     if row is None or words.ARROW not in told:
         return cell(told, "same")
+    if chance:
+        return cell(told, "", "within chance")
     kind = SIGNS.get(row["better"], "")
     return cell(told, f"{kind}{' predicted' if row['predicted'] else ''}".strip(), kind)
 
