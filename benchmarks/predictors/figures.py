@@ -4,9 +4,10 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from stages.devices.calibration import Array
+
 from .naive import half, naive
 from .rows import Table
-from stages.devices.calibration import Array
 
 QUANTITIES = {
     "decode": "decode tokens/s",

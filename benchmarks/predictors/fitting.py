@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from sklearn.ensemble import HistGradientBoostingRegressor
 
-from .rows import Table
 from stages.devices.calibration import Array, Model, inputs, level_of
+
+from .rows import Table
 
 # Of the robust loss: errors of the logarithm beyond it count linearly. UNKNOWN: what a row counts whose arithmetic is
 # estimated, where one that is published counts 1.

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from stages.devices.calibration import Array, Model
+
 from .fitting import FORMS, fitted
 from .imputing import Imputer
 from .rows import Table
-from stages.devices.calibration import Array, Model
 
 FOLDS, CHIP_FOLDS = 8, 4  # CHIP_FOLDS: where chips and models are held out together, in as many times as many fits
 NOMINAL = 0.9

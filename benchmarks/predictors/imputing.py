@@ -4,8 +4,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .rows import Table
 from stages.devices.calibration import Array
+
+from .rows import Table
 
 
 @dataclass(frozen=True)

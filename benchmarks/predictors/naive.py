@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from .rows import CPU_GFLOPS, GPU_GB_S, NPU_GOPS, Table, hardware
 from stages.devices.calibration import Array
+
+from .rows import CPU_GFLOPS, GPU_GB_S, NPU_GOPS, Table, hardware
 
 # Of GPUs, whose peaks are not published: float32, of one with GPU_GB_S of memory.
 _GPU_GFLOPS = 3000.0

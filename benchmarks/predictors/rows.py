@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .names import arithmetic, decoder_of, relatives
 from stages.devices.calibration import Array
+
+from .names import arithmetic, decoder_of, relatives
 
 HERE = Path(__file__).parent
 PERF, LLM, DEVICES, CHIPS = (

@@ -3,8 +3,8 @@
 One heat capacity, warmed by the power and cooled through one resistance: C dT/dt = P - T / R. C is the mass times
 0.9 J/(g K), aluminium's; glass and lithium cells have about as much. R is such that the power that can be given off for
 long (sustained_w) holds the skin at 43 degrees Celsius, the most that ISO 13732-1 lets skin touch for hours, in a room
-of 25. The governor goes a step down when the skin gets there, and up again when it is 2 K cooler. Power falls with the
-square of speed, between its linear share and the cube that frequency with voltage takes.
+of 25. The governor goes a step down while the skin is there and warms, and up again when it is 2 K cooler. Power falls
+with the square of speed, between its linear share and the cube that frequency with voltage takes.
 """
 
 from dataclasses import dataclass
@@ -34,8 +34,9 @@ def heat_of(thermal: Thermal) -> Heat | None:
     rise, at, history = 0.0, 0, list[float]()
     for _ in range(60 * MINUTES[-1]):
         speed = steps[at]
-        rise += (thermal.peak_w * speed**2 - rise / resistance) / capacity
-        if rise >= _RISE_K and at + 1 < len(steps):
+        change = (thermal.peak_w * speed**2 - rise / resistance) / capacity
+        rise += change
+        if rise >= _RISE_K and change > 0 and at + 1 < len(steps):
             at += 1
         elif rise < _RISE_K - _HYSTERESIS_K and at:
             at -= 1

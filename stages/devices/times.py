@@ -29,8 +29,8 @@ _ANCHOR_LAYERS, _ANCHOR_BLOCK, _ANCHOR_WEIGHTS = 24, 357.9e6, 494.0e6
 _ANCHOR_BANDWIDTH = 273.0  # of the M4 Pro, as conf/device/base has it, with its peaks:
 _ANCHOR_PEAKS = {NPU: 19000.0, GPU: 6020.0, CPU: 1318.4}
 _ANCHOR_TOKEN_MS, _ANCHOR_PROMPT_MS = 1e3 / 113, 1e3 / 3901
-# Apple's coreml-FastViT model cards, on the Neural Engine: T8 (0.7 x 10^9 multiplications with additions) takes 0.79 ms on
-# an iPhone 12 Pro Max and 0.62 on an M3 Max, MA36 (7.8) 4.50 and 2.99: 0.35 and 0.33 of 11,000 and 18,000 x 10^9
+# Apple's coreml-FastViT model cards, on the Neural Engine: T8 (0.7 x 10^9 multiplications with additions) takes 0.79 ms
+# on an iPhone 12 Pro Max and 0.62 on an M3 Max, MA36 (7.8) 4.50 and 2.99: 0.35 and 0.33 of 11,000 and 18,000 x 10^9
 # operations a second, and 0.4 ms. The interval is a judgement, since that is two models of one kind: what falls back to
 # the CPU takes longer.
 _ENGINE_SHARE, _ENGINE_LAUNCH_MS, _ENGINE_LOW, _ENGINE_HIGH = 0.34, 0.4, 1 / 1.6, 2.5

@@ -124,7 +124,7 @@ ANSWERS = {"encode_ms": 10.0, "first_token_ms": 20.0, "token_ms": 2.0, "answer_m
 
 
 def budgets(**values: float) -> DeviceProfile:
-    none = {"size_mib": None, "token_ms": None, "first_token_ms": None, "encode_ms": None}
+    none = {"size_mib": None, "memory_mib": None, "token_ms": None, "first_token_ms": None, "encode_ms": None}
     return replace(DEVICE, budgets=Budgets(**{**none, **values}))
 
 
@@ -236,9 +236,9 @@ def test_bounds_on_what_nobody_knows_are_refused_at_plan_time() -> None:
     checks.shortlist(told(LatencySource.none), budgets(size_mib=1.0))
     with pytest.raises(ConfigError, match=r"budgets.token_ms bounds the latency, and search.latency is none"):
         checks.shortlist(told(LatencySource.none), budgets(token_ms=1.0))
-    unknown = replace(budgets(), hardware=replace(budgets().hardware, gflops=None))
-    with pytest.raises(ConfigError, match=r"without hardware.gflops"):
-        checks.shortlist(told(LatencySource.roofline), unknown)
+    unknown = replace(budgets(), hardware=replace(budgets().hardware, bandwidth_gb_s=None))
+    with pytest.raises(ConfigError, match=r"without hardware.bandwidth_gb_s"):
+        checks.shortlist(told(LatencySource.predicted), unknown)
     checks.shortlist(told(LatencySource.host), unknown)
 
 
