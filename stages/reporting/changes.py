@@ -67,9 +67,9 @@ def _devices(facts: Facts, devices: Sequence[Mapping[str, Any]]) -> Html:
     shown = [(name, title) for name, title in SHOWN if name in changed]
     for device in devices:
         figures = _figures(device)
-        one_sided = device["before"] or device["after"]
-        told = () if one_sided else tuple(_mark(figures.get(name)) for name, _ in shown)
-        rows.setdefault((device["before"], device["after"], told), []).append(_title(facts, device["device"]))
+        gone, missing = device["before"], None if device["before"] else device["after"]
+        told = () if gone or missing else tuple(_mark(figures.get(name)) for name, _ in shown)
+        rows.setdefault((gone, missing, told), []).append(_title(facts, device["device"]))
     if not shown and all(mark[:2] == (None, None) for mark in rows):
         return element("p", "No figure of any device changed.")
     head = element("tr", element("th", "Devices", scope="col"), [_head(name, title) for name, title in shown])

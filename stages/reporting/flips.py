@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stages.reporting.facts import Facts, read_lines
+from stages.reporting.facts import Evaluation, Facts, listed, read_lines
 from stages.reporting.markup import Html, element, foreign
 from stages.reporting.words import ABSENT, count, is_number
 
@@ -39,19 +39,32 @@ def flips(facts: Facts) -> Html:
 
 
 def _cards(facts: Facts) -> dict[tuple[str, str, str], dict[str, Any]]:
-    """{(task, question, image): {"flip", "image", "loss", "answers": [(label, flip)]}}."""
+    """{(task, question, image): {"flip", "image", "loss", "answers": [(evaluation, flip)]}}."""
     found: dict[tuple[str, str, str], dict[str, Any]] = {}
     for evaluation in facts.evaluations:
         folder = evaluation.node.folder if evaluation.node else None
         for flip in read_lines(folder / "flips.jsonl") if folder else []:
             data = _image(folder, flip.get("image"))
-            mark = hashlib.sha256(data).hexdigest() if data else str(flip.get("image"))
+            mark = hashlib.sha256(data).hexdigest() if data else f"{flip.get('expected')}, {flip.get('before')}"
             key = (str(flip.get("task")), str(flip.get("question")), mark)
             card = found.setdefault(key, {"flip": flip, "image": data, "loss": 0.0, "answers": []})
-            card["answers"].append((f"{evaluation.label}, {count(len(evaluation.devices), 'device')}", flip))
+            card["answers"].append((evaluation, flip))
             before, after = flip.get("score_before"), flip.get("score_after")
             if is_number(before) and is_number(after):
                 card["loss"] = max(card["loss"], before - after)
+    return found
+
+
+def _alike(answers: Sequence[tuple[Evaluation, Mapping[str, Any]]]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Evaluations that answered alike as one, named with how many devices share them."""
+    groups: dict[tuple[str, str], list[tuple[Evaluation, Mapping[str, Any]]]] = {}
+    for evaluation, flip in answers:
+        groups.setdefault((str(flip.get("after")), str(flip.get("score_after"))), []).append((evaluation, flip))
+    found = []
+    for group in groups.values():
+        devices = sum(len(evaluation.devices) for evaluation, _ in group)
+        label = listed([evaluation.label for evaluation, _ in group], 4)
+        found.append((f"{label}: {count(devices, 'device')}", group[0][1]))
     return found
 
 
@@ -64,7 +77,7 @@ def _card(card: Mapping[str, Any]) -> Html:
             element("td", foreign(each.get("after", ""))),
             element("td", _change(each)),
         )
-        for label, each in card["answers"]
+        for label, each in _alike(card["answers"])
     ]
     original = element(
         "tr",

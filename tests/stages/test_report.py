@@ -190,7 +190,8 @@ def test_the_first_build_has_nothing_to_be_compared_with(own: Project) -> None:
 def test_the_answers_that_flipped_show_what_was_expected_before_and_after(made: Project) -> None:
     text = page_of(made).text
     assert "16 questions with another score than the original's: 13 worse on some device." in text
-    assert "Core ML, 2 devices" in text and "1.00, better" in text
+    assert "Core ML, ONNX Runtime: 4 devices red 0.22, worse" in text and "Core ML: 2 devices dog 0.10, worse" in text
+    assert "1.00, better" in text
 
 
 def test_layers_have_bits_and_errors(made: Project, own: Project) -> None:
