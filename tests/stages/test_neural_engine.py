@@ -9,7 +9,7 @@ import pytest
 from coremltools.converters.mil.mil import Builder as mb
 from coremltools.converters.mil.mil import Var, types
 
-from stages.devices.chips import CHIPS, chip_of
+from stages.devices.chips import CHIPS, chip_of, on_chip
 from stages.devices.neural_engine import Finding, inspect, inspect_program
 from stages.devices.neural_engine_rules import RULES
 from stages.lowering.coreml import lower_coreml
@@ -192,6 +192,15 @@ def test_a_chip_decides(chip, risk, tmp_path):
     model, _ = program(tmp_path / "int8", IMAGE, quantized)
     found = [finding.risk for finding in inspect_program(model, chip) if finding.rule == "int8-compute"]
     assert (not found) if risk is None else risk in found[0]
+
+
+@pytest.mark.parametrize("chip", ["A17 Pro", "M4 Max", "A16", "A18", ""])
+def test_findings_of_no_chip_in_particular_are_told_for_one(chip, tmp_path):
+    """A conversion is shared by devices of many chips; what is found for one is what inspecting for it finds."""
+    model, _ = program(tmp_path / "int8", IMAGE, quantized)
+    shared = [finding.to_dict() for finding in inspect_program(model)]
+    assert on_chip(shared, chip) == [finding.to_dict() for finding in inspect_program(model, chip)]
+    assert any(finding["rule"] == "int8-compute" for finding in shared)
 
 
 def test_what_is_not_known_of_a_chip_stays_unknown():
