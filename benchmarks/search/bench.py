@@ -82,7 +82,7 @@ class Bench:
         """The candidates among trials that fit, by mark, and what lies beside the best of them; bounds: what `fits`
         says, in words."""
         source, config = self.supernet(True), self.configs.shortlist
-        costs = self.costs(LatencySource.roofline)
+        costs = self.costs(LatencySource.predicted)
 
         def make(work: Workspace) -> None:
             found = refined(fitting, source.space(), costs.of, fits, config, work)
@@ -136,7 +136,7 @@ class Bench:
 
     @property
     def full(self) -> Cost:
-        return self.costs(LatencySource.roofline).full
+        return self.costs(LatencySource.predicted).full
 
     def _supernet(self, trained: bool) -> Supernet:
         configs = self.configs if trained else self.settings.configs("search=nsga2", "supernet=sorted")

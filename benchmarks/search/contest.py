@@ -93,7 +93,7 @@ def _full(bench: Bench) -> Row:
 
 
 def _uniform(bench: Bench, bounds: Contest, design: Design, trained: bool, made: dict[str, Checkpoint]) -> Row:
-    costs, weights = bench.costs(LatencySource.roofline), "supernet" if trained else "sorted"
+    costs, weights = bench.costs(LatencySource.predicted), "supernet" if trained else "sorted"
     found = largest(
         design,
         bench.reference.config(),
@@ -111,7 +111,7 @@ def _uniform(bench: Bench, bounds: Contest, design: Design, trained: bool, made:
 def _searched(bench: Bench, bounds: Contest, made: dict[str, Checkpoint]) -> list[Row]:
     """The best candidates by the supernet's accuracy, recovered and ranked again as the recover stage does; the chosen
     one first."""
-    costs = bench.costs(LatencySource.roofline)
+    costs = bench.costs(LatencySource.predicted)
     candidates = _candidates(bench, bounds)
     if not candidates:
         return [Row(SEARCHED, "supernet", missing="no trial is within the bounds")]
@@ -127,7 +127,7 @@ def _searched(bench: Bench, bounds: Contest, made: dict[str, Checkpoint]) -> lis
 
 def _candidates(bench: Bench, bounds: Contest) -> list[dict[str, Any]]:
     """As the shortlist stage chooses, refinement and all; bounds.fits says what may be listed."""
-    costs, fitting = bench.costs(LatencySource.roofline), dict[str, Trial]()
+    costs, fitting = bench.costs(LatencySource.predicted), dict[str, Trial]()
     for trial in bench.trials("nsga2").trials():
         if trial.score.whole and bounds.fits(costs.of(trial.architecture), costs.full):
             fitting.setdefault(mark(trial.architecture), trial)

@@ -87,13 +87,13 @@ def shortlist(config: ShortlistConfig, device: DeviceProfile) -> None:
             raise ConfigError(f"shortlist.{key} is {share}", hint="expected a share above 0, such as 0.7, or null")
     if config.refine < 0:
         raise ConfigError(f"shortlist.refine is {config.refine}", hint="expected 0 or more; 3 is usual")
-    if config.search.latency is LatencySource.roofline:
+    if config.search.latency is LatencySource.predicted:
         check_predictable(device)
     bound = [key for key in ("token_ms", "first_token_ms", "encode_ms") if getattr(device.budgets, key) is not None]
     if config.search.latency is LatencySource.none and bound:
         raise ConfigError(
             f"device {device.name}: budgets.{bound[0]} bounds the latency, and search.latency is none",
-            hint=f"set search.latency=roofline, or device.{device.name}.budgets.{bound[0]}=null",
+            hint=f"set search.latency=predicted, or device.{device.name}.budgets.{bound[0]}=null",
         )
 
 

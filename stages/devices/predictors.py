@@ -3,9 +3,6 @@
     prediction = prediction_of(config, sizes, device, context=1024, text_tokens=16)
     print(prediction.metrics["token_ms"].value, prediction.by_context[512].low, prediction.basis["decode"])
 
-    predictor = predictor_of(LatencySource.roofline, device, context=256)
-    print(predictor.predict(config, stored_bytes(config, quantize)).token_ms)
-
 A prediction is no measurement, and is called predicted wherever it is shown. How far predictions are off, on models and
 on chips that were held out of public measurements, `python benchmarks/predictors.py` says.
 """
@@ -15,16 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from stages.devices.calibration import Estimate
-from stages.devices.hardware import check_predictable, predictable
-from stages.devices.latency import Latency, Predictor
+from stages.devices.hardware import predictable
 from stages.devices.memory import basis_of_memory, peak_memory
 from stages.devices.thermal import MINUTES, heat_of
 from stages.devices.times import Timer
 from stages.models.vlm import ModelConfig
 from stages.schema import DeviceProfile
-from stages.schema.search import LatencySource
-
-__all__ = ["Estimate", "Latency", "Prediction", "Predictor", "prediction_of", "predictor_of"]
 
 TEXT_TOKENS = 16  # of a prompt beside its image
 ANSWER_TOKENS = 16  # of the answer whose energy is told
@@ -78,34 +71,6 @@ def prediction_of(
         del basis["encode"]
     by_context = {each: estimate.inverse().times(1e3) for each, estimate in times.tokens.items()}
     return Prediction(metrics, by_context, basis)
-
-
-class Predicted:
-    """The middle of what is predicted, for searches."""
-
-    def __init__(self, device: DeviceProfile, *, context: int, text_tokens: int):
-        """Raises ConfigError where the device's speed is not known."""
-        check_predictable(device)
-        self._timer, self._context, self._text_tokens = Timer(device), context, text_tokens
-
-    def predict(self, model: ModelConfig, sizes: Mapping[str, int]) -> Latency:
-        times = self._timer.times(model, sizes, contexts=(self._context,), text_tokens=self._text_tokens)
-        encode = times.encode.value if times.encode else 0.0
-        return Latency(encode, times.prefill.value, times.tokens[self._context].value)
-
-
-def predictor_of(
-    kind: LatencySource, device: DeviceProfile, *, context: int, text_tokens: int = TEXT_TOKENS
-) -> Predictor | None:
-    """The predictor of that kind; None for none. context: rows of the cache, all of them in use when token_ms is
-    counted; text_tokens: of a prompt beside its image. Raises as check_predictable does."""
-    if kind is LatencySource.none:
-        return None
-    if kind is LatencySource.host:
-        from stages.devices.host import Host
-
-        return Host(context=context, text_tokens=text_tokens)
-    return Predicted(device, context=context, text_tokens=text_tokens)
 
 
 def to_metrics(prediction: Prediction | None) -> dict[str, Any]:

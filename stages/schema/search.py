@@ -10,10 +10,10 @@ from stages.schema.quantizing import QuantizeConfig
 
 
 class LatencySource(Enum):
-    """Where an architecture's latency comes from: predicted by a roofline of the device, measured on this machine's
+    """Where an architecture's latency comes from: predicted for the device, measured on this machine's
     ONNX Runtime, or nowhere: then bytes alone count."""
 
-    roofline = "roofline"
+    predicted = "predicted"
     host = "host"
     none = "none"
 

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from statistics import fmean
 
 from stages.devices.bytes import artifact_bytes, stored_bytes
+from stages.devices.latency import Latency, Predictor
+from stages.devices.latency_sources import predictor_of
 from stages.devices.operators import parameter_sizes
-from stages.devices.predictors import Latency, Predictor, predictor_of
 from stages.elastic.space import Architecture, Space
 from stages.models.vlm import ModelConfig
 from stages.schema import DeviceProfile
