@@ -13,18 +13,8 @@ PREDICTED = ("predicted", "by_context")  # parts of a gates file of which nothin
 APART = ("gates", "questions", "basis")  # parts that are no figures of the artifact
 FIRST = (  # well-known metrics, by the end of their names and in the order in which they are shown
     *("artifact", "fp32", "retention", "retention_low", "retention_high", "flips", "exact", "cer", "anls", "cider"),
-    *(
-        "kl",
-        "kl_high",
-        "agreement",
-        "top1",
-        "error",
-        "size_bytes",
-        "risks",
-        "token_ms",
-        "tokens_per_s",
-        "first_token_ms",
-    ),
+    *("kl", "kl_high", "agreement", "top1", "error", "size_bytes", "risks"),
+    *("token_ms", "tokens_per_s", "first_token_ms"),
     *("prefill_ms", "encode_ms", "peak_memory_mib", "energy_j"),
 )
 PARTS = ("overall", "tasks", "fidelity", "parity", "size_bytes", "risks", "predicted", "by_context")

@@ -11,6 +11,8 @@ import pytest
 from pipelines.answers import Answered, interval, paired, sign_test
 from pipelines.compared_metrics import compare_gates, compare_metrics
 from pipelines.compared_words import value
+from pipelines.sealed import read_sealed, write_sealed
+from pipelines.summary import completed
 from tests.pipelines.toy import Toy, make_toy
 
 VALIDATE = '''
@@ -193,6 +195,24 @@ def test_too_little_built_yet(toy: Toy) -> None:
     assert toy.build().status == 0
     assert "last~1: there is only one build" in toy.run("compare").err
     assert toy.run("build", "--html", "x").status == 2
+
+
+def test_an_older_versions_build(twice: Toy, tmp_path: Path) -> None:
+    shutil.copytree(twice.root, tmp_path / "toy")
+    path = tmp_path / "toy/.tapeout/builds/000001.json"
+    entry = read_sealed(path)
+    assert entry is not None
+    write_sealed(path, {key: each for key, each in entry.items() if key not in ("devices", "stages")})
+    result = Toy(tmp_path / "toy").run("compare", "1", "2")
+    assert result.status == 2 and "did not note what it can be compared by" in result.err
+    assert "build it again: tapeout build quantize=int8" in result.err
+    last = read_sealed(tmp_path / "toy/.tapeout/last.json")
+    assert last is not None and set(last["devices"]) == {"phone", "tablet", "watch"} and last["build"] == 2
+    assert last["shared"] == {"devices": 3, "unshared": 15, "saved": 6}
+    older = {key: each for key, each in last.items() if key not in ("shared", "devices")}
+    older["nodes"] = [{key: each for key, each in node.items() if key != "needs"} for node in last["nodes"]]
+    filled = completed(older)
+    assert filled["shared"] is None and filled["nodes"][1]["needs"] == [] and filled["metrics"] == last["metrics"]
 
 
 def test_the_exact_test_is_mcnemars() -> None:
