@@ -23,9 +23,11 @@ lint: setup
 	mypy
 
 test: lint
+	@sh tests/browser.sh
 	python -m pytest -q -n 2 --dist loadfile -m "not slow" $(ARGS)
 
 test-all: lint
+	@sh tests/browser.sh
 	python -m pytest -q -n 2 --dist loadfile $(ARGS)
 
 clean:
