@@ -1,6 +1,6 @@
 """What would help where a gate fails, with figures: measured in torch where answers are at fault, else counted."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +32,10 @@ _PARTS = (  # words, which weights, and the key that says so: the first that fit
     ("the tower's pointwise layers", "vision.", "quantize.convolutions={bits}"),
 )
 _SPATIAL = ("the tower's spatial convolutions", "", "quantize.spatial={bits}")
-Predict = Callable[[Mapping[str, int]], Mapping[str, Any]]
+_CONVERSION = (
+    "the files compute other numbers than torch does with the same weights, so the fault is in the conversion or the "
+    "runtime, not in quantization; parity.features_error tells of the tower, parity.error of the decoder"
+)
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,10 @@ def advise(
     """
     failed = [gate for gate in gates if not gate["passed"]]
     answers = [gate for gate in failed if gate["metric"] in _OF_ANSWERS]
-    better = _measured(answers, checkpoint, model, baseline, work) if answers and measure and baseline else []
+    converted = any(gate["metric"].startswith("parity.") for gate in failed)
+    better = [_CONVERSION] if converted else []
+    if answers and measure and baseline and not converted:
+        better = _measured(answers, checkpoint, model, baseline, work)
     found = []
     for gate in gates:
         help = []
@@ -96,10 +102,7 @@ def _said(
         worst = max(layers, key=lambda name: layers[name]["scale_error"])
         return [f"the worst is {worst}: its scales are off by {layers[worst]['scale_error']:.1%}; look at its codes"]
     if metric.startswith("parity."):
-        return [
-            "the files compute other numbers than torch does with the same weights, so the fault is in the conversion "
-            "or the runtime, not in quantization; parity.features_error tells of the tower, parity.error of the decoder"
-        ]
+        return [_CONVERSION]
     if metric in ("fidelity.vocabulary", "fidelity.prompts"):
         return ["the shipped tokenizer.json or prompt is not the checkpoint's: compare the two files"]
     if metric == "fidelity.pixels":
