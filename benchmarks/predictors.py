@@ -6,8 +6,9 @@ python benchmarks/predictors.py --write
 
 Prints medians of the absolute relative error: ours, and of a naive roofline at the published peaks; `named`, ours
 where the model's architecture or arithmetic is publicly known by name; `half`, of a roofline at half of the peaks with
-2 us an operator; and how many of the intervals, which should hold 90 %, do. Everything is fitted inside the folds; a
-model's relatives (its other precisions, languages, fine-tunes, distilled ones) and a chip's devices stay together.
+2 us an operator; and how many of the intervals, which should hold 90 %, do. Everything is fitted inside the folds. Held
+out are models, of which all components and precisions stay together; `relatives`, the same with languages, fine-tunes
+and distilled ones of a model on its side; `devices`, chips with all of their devices.
 
 --test scores the predictor that ships on rows that it may never have seen, of either of the two kinds of table.
 --write fits it anew to all rows that the project keeps (benchmarks/predictors/README.md) and writes
@@ -42,15 +43,15 @@ def main() -> None:
 
 
 def held_out(only: list[str]) -> list[Figure]:
-    """Models with their relatives, then chips with their devices."""
+    """Each model; a model with its relatives; a chip with its devices."""
     found = []
     every = {quantity: table for quantity, table in all_tables().items() if quantity in only}
-    for split in ("models", "devices"):
+    for split in ("models", "relatives", "devices"):
         for table in every.values():
-            of_models = split == "models"
-            held = by_groups(table, table.relatives if of_models else table.chips)
+            groups = {"models": table.models, "relatives": table.relatives, "devices": table.chips}[split]
+            held = by_groups(table, groups)
             filled = prepared(table, [])[0]  # for the rooflines, to which arithmetic is given
-            covered = coverage(table, held, chip_known=of_models)
+            covered = coverage(table, held, chip_known=split != "devices")
             found.append(figure(split, filled, held.logarithms, covered))
     return found
 

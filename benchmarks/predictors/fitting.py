@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from sklearn.ensemble import HistGradientBoostingRegressor
 
 from stages.devices.calibration import Array, Model, inputs, level_of
@@ -200,25 +201,39 @@ def _trees(table: Table, form: Form, left: Array) -> dict[str, Any]:
             max_iter=form.count,
             max_leaf_nodes=15,
             min_samples_leaf=40,
+            max_features=0.4,
             early_stopping=False,
             monotonic_cst=[int(form.trees[name]) for name in names],
             random_state=0,
         ).fit(inputs(names, table.features, table.situations), left)
-    trees = [_tree(predictors[0].nodes) for predictors in boosted._predictors]
+    rising = np.array([form.trees[name] for name in names])
+    trees = [_tree(predictors[0].nodes, rising) for predictors in boosted._predictors]
     base = {"feature": [0], "threshold": [0.0], "left": [0], "right": [0]}
     trees.append({**base, "value": [_short(float(np.ravel(boosted._baseline_prediction)[0]))]})
     return {"features": names, "depth": int(max(p[0].get_max_depth() for p in boosted._predictors)), "trees": trees}
 
 
-def _tree(nodes: Any) -> dict[str, list[Any]]:
+def _tree(nodes: Any, rising: NDArray[np.bool_]) -> dict[str, list[Any]]:
+    """rising: of each feature, whether the tree may not fall in it. The library sees to that while it grows a tree, but
+    not when it then sets the leaves to medians: leaves on the wrong side of the middle of a split are moved there."""
     leaf = nodes["is_leaf"].astype(bool)
     own = np.arange(len(nodes))
+    values = nodes["value"].astype(np.float64)
+
+    def leaves(node: int) -> list[int]:
+        return [node] if leaf[node] else leaves(int(nodes["left"][node])) + leaves(int(nodes["right"][node]))
+
+    for node in own:  # parents come before their children
+        if not leaf[node] and rising[nodes["feature_idx"][node]]:
+            below, above = leaves(int(nodes["left"][node])), leaves(int(nodes["right"][node]))
+            middle = (values[below].mean() + values[above].mean()) / 2
+            values[below], values[above] = np.minimum(values[below], middle), np.maximum(values[above], middle)
     return {
         "feature": np.where(leaf, 0, nodes["feature_idx"]).tolist(),
         "threshold": [_short(value) for value in np.where(leaf, 0.0, nodes["num_threshold"])],
         "left": np.where(leaf, own, nodes["left"]).tolist(),
         "right": np.where(leaf, own, nodes["right"]).tolist(),
-        "value": [_short(value) for value in np.where(leaf, nodes["value"], 0.0)],
+        "value": [_short(value) for value in np.where(leaf, values, 0.0)],
     }
 
 

@@ -45,6 +45,13 @@ _SAME = {
 }
 
 
+# Sizes of public language models in 10^9 parameters, as far as they are no whole numbers.
+_DECIMALS = {
+    *("1.1", "1.2", "1.3", "1.4", "1.5", "1.6", "1.7", "1.8"),
+    *("2.2", "2.4", "2.5", "2.6", "2.7", "2.8", "3.8", "6.7"),
+}
+
+
 @dataclass(frozen=True)
 class Decoder:
     """Of a language model. weights: that a token reads (of a mixture, those of its experts); block: without embedding
@@ -95,8 +102,12 @@ def decoder_of(model: str, parameters: str = "") -> Decoder:
 
 def sized(name: str) -> float | None:
     """The parameters that a name tells of: qwen3_0_6b 0.6e9, gemma_4_e2b_it 2e9, jais_6p7b 6.7e9; None: of none."""
-    found = re.findall(r"(?:^|_)e?(\d+)(?:[_p](\d+))?b(?:_|$)", name)
-    return float(f"{found[0][0]}.{found[0][1] or 0}") * 1e9 if found else None
+    found = re.findall(r"(?:^|_)e?(?:(\d+)([_p]))?(\d+)b(?:_|$)", name)
+    if not found:
+        return None
+    whole, mark, last = found[0]
+    decimal = f"{whole}.{last}"  # or the end of a version and a whole size: ministral_3_3b, llama_v3_2_1b
+    return float(decimal if mark == "p" or whole == "0" or decimal in _DECIMALS else last) * 1e9
 
 
 @lru_cache

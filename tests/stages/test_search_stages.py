@@ -222,7 +222,7 @@ def space_of(space: Space) -> list[dict[str, int]]:
 
 def test_a_device_whose_speed_is_not_known_asks_for_latency_none(toy: Any, tmp_path: Path) -> None:
     profile = devices("pixel-8")["pixel-8"]
-    unknown = replace(profile, hardware=replace(profile.hardware, gflops=None, bandwidth_gb_s=None))
+    unknown = replace(profile, hardware=replace(profile.hardware, bandwidth_gb_s=None))
     (tmp_path / "out").mkdir()
     with pytest.raises(ConfigError, match="pixel-8"):
         search(toy[1], search_config(), {"pixel-8": unknown}, Workspace(tmp_path / "out", tmp_path / "scratch"))
@@ -232,7 +232,7 @@ def test_searches_share_a_database_and_a_study_where_all_else_is_equal(toy: Any,
     url = f"sqlite:///{tmp_path}/studies.db"
     storage = {"kind": "rdb", "url": url, "name": "shared"}
     settings, profile = search_config(trials=3, seeds=[1], storage=storage), devices("pixel-8")["pixel-8"]
-    faster = replace(profile, hardware=replace(profile.hardware, gflops=2000.0))
+    faster = replace(profile, hardware=replace(profile.hardware, bandwidth_gb_s=2000.0))
     names, made = [], []
     for place, each in enumerate((profile, profile, faster)):
         out = tmp_path / str(place)
