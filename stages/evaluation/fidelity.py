@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from stages.artifacts import Checkpoint, DeviceModel, QuantizedModel
 from stages.quantizers.formats import TensorFormat
 
+_BLOCK = 1 << 22  # values that are compared at a time
 _ROUNDED = 2.0**-10  # of a float16: what is further from the checkpoint's has been changed on purpose
 
 
@@ -59,7 +60,7 @@ def weights(checkpoint: Checkpoint, model: QuantizedModel) -> tuple[list[Layer],
                 continue
             before = tensors[name]
             if form.format == "float" and not form.sparse:
-                kept = kept and _is_rounded(before.float().numpy(), store.dense(name))
+                kept = kept and _is_rounded(before, store.float(name))
             else:
                 change = _change(before.reshape(len(before), -1), store.dense_blocks(name))
                 layers.append(Layer(name, form, change.error, change.scale_error))
@@ -110,8 +111,15 @@ def _change(before: torch.Tensor, blocks: Iterable[tuple[int, NDArray[np.float32
     return change
 
 
-def _is_rounded(before: NDArray[Any], after: NDArray[Any]) -> bool:
-    if before.size != after.size:
+def _is_rounded(before: torch.Tensor, after: NDArray[Any]) -> bool:
+    if before.numel() != after.size:
         return False
-    expected = before.ravel()
-    return bool((np.abs(expected - after.ravel()) <= _ROUNDED * np.abs(expected) + 1e-6).all())
+    old, new = before.reshape(-1), after.reshape(-1)
+    return all(
+        _is_near(old[start : start + _BLOCK].float().numpy(), new[start : start + _BLOCK])
+        for start in range(0, len(new), _BLOCK)
+    )
+
+
+def _is_near(expected: NDArray[np.float32], found: NDArray[Any]) -> bool:
+    return bool((np.abs(expected - found.astype(np.float32)) <= _ROUNDED * np.abs(expected) + 1e-6).all())
