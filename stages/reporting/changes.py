@@ -67,7 +67,8 @@ def _devices(facts: Facts, devices: Sequence[Mapping[str, Any]]) -> Html:
     shown = [(name, title) for name, title in SHOWN if name in changed]
     for device in devices:
         figures = _figures(device)
-        gone, missing = device["before"], None if device["before"] else device["after"]
+        gone, missing = (_nameless(device[side], device["device"]) for side in ("before", "after"))
+        missing = None if gone else missing
         told = () if gone or missing else tuple(_mark(figures.get(name)) for name, _ in shown)
         rows.setdefault((gone, missing, told), []).append(_title(facts, device["device"]))
     if not shown and all(mark[:2] == (None, None) for mark in rows):
@@ -82,6 +83,11 @@ def _devices(facts: Facts, devices: Sequence[Mapping[str, Any]]) -> Html:
             cells = [_cell(name, each) for (name, _), each in zip(shown, told, strict=True)]
         body.append(element("tr", element("th", foreign(listed(titles, 4)), scope="row"), cells))
     return scrolling(element("table", element("thead", head), element("tbody", body)), "What changed, by device")
+
+
+def _nameless(why: str | None, device: str | None) -> str | None:
+    """Why there is nothing of a device, in the same words for all: its nodes by their stages."""
+    return why.replace(f"-{device}", "") if why else None
 
 
 def _figures(device: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:

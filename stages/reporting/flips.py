@@ -42,10 +42,13 @@ def _cards(facts: Facts) -> dict[tuple[str, str, str], dict[str, Any]]:
     """{(task, question, image): {"flip", "image", "loss", "answers": [(evaluation, flip)]}}."""
     found: dict[tuple[str, str, str], dict[str, Any]] = {}
     for evaluation in facts.evaluations:
-        folder = evaluation.node.folder if evaluation.node else None
+        folder, seen = evaluation.node.folder if evaluation.node else None, dict[str, int]()
         for flip in read_lines(folder / "flips.jsonl") if folder else []:
             data = _image(folder, flip.get("image"))
             mark = hashlib.sha256(data).hexdigest() if data else f"{flip.get('expected')}, {flip.get('before')}"
+            told = f"{flip.get('task')}, {flip.get('question')}, {mark}"
+            seen[told] = seen.get(told, 0) + 1  # the same again, in one evaluation, is another question
+            mark += f", {seen[told]}"
             key = (str(flip.get("task")), str(flip.get("question")), mark)
             card = found.setdefault(key, {"flip": flip, "image": data, "loss": 0.0, "answers": []})
             card["answers"].append((evaluation, flip))

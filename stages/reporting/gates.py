@@ -18,7 +18,11 @@ def blocking(facts: Facts) -> Html:
         for gate in device.failed:
             key = (gate.metric, gate.task, gate.bound, gate.kind, gate.end, gate.predicted)
             groups.setdefault(key, []).append((device, gate))
-    items = [_blocked(failed) for failed in groups.values()]
+    helped: dict[tuple[str, ...], list[list[tuple[Device, Gate]]]] = {}
+    for failed in groups.values():
+        hints = tuple(dict.fromkeys(sentence for _, each in failed for sentence in each.help))
+        helped.setdefault(hints, []).append(failed)
+    items = [_blocked(gates, hints) for hints, gates in helped.items()]
     broken: dict[tuple[str, str], list[ReportedNode]] = {}
     for node in facts.build.nodes:
         if node.status == "failed":
@@ -44,8 +48,14 @@ def _broken(facts: Facts, nodes: list[ReportedNode]) -> Html:
     )
 
 
-def _blocked(failed: list[tuple[Device, Gate]]) -> Html:
-    """One gate that failed: what was wanted, what each device has and by how much, and what would help."""
+def _blocked(gates: list[list[tuple[Device, Gate]]], hints: tuple[str, ...]) -> Html:
+    """Gates that failed and that the same would help: what was wanted, what each device has, and by how much."""
+    return element(
+        "li", [_missed(failed) for failed in gates], [element("p", foreign(each), class_="help") for each in hints]
+    )
+
+
+def _missed(failed: list[tuple[Device, Gate]]) -> list[Html]:
     gate = failed[0][1]
     wanted = f" must be at {'least' if gate.kind == 'min' else 'most'} {amount(gate.metric, gate.bound, True)}"
     wanted += f" at the interval's {gate.end} end" if gate.end in ("low", "high") else ""
@@ -62,13 +72,10 @@ def _blocked(failed: list[tuple[Device, Gate]]) -> Html:
         )
         for value, titles in values.items()
     ]
-    hints = dict.fromkeys(sentence for _, each in failed for sentence in each.help)
-    return element(
-        "li",
+    return [
         element("p", element("strong", foreign(named(gate.metric, gate.task))), wanted, " ", known(gate.predicted)),
-        found,
-        [element("p", foreign(each), class_="help") for each in hints],
-    )
+        *found,
+    ]
 
 
 def _apart(gate: Gate) -> float:
