@@ -1,13 +1,11 @@
 """Fits the models of stages/devices/calibration.py: terms and effects by gradients, then trees on what they leave."""
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from sklearn.ensemble import HistGradientBoostingRegressor
 
 from stages.devices.calibration import Array, Model, inputs, level_of
@@ -17,18 +15,21 @@ from .rows import Table
 # Of the robust loss: errors of the logarithm beyond it count linearly. UNKNOWN: what a row counts whose arithmetic is
 # estimated, where one that is published counts 1.
 _ROBUST, _UNKNOWN = 0.3, 0.3
+_HUBER, _RATE = 0.2, 0.2  # of the trees
 
 
 @dataclass(frozen=True)
 class Form:
     """What a quantity's model looks like. terms: by feature, the logarithm that its coefficient begins with and is held
     to, and the keys whose levels change it. effects: keys of the whole. trees: what the trees look at, and whether they
-    may not fall in it."""
+    may not fall in it; count: of them. exponent: of the terms' sum, below 1 where trees that may not fall add slope.
+    """
 
     terms: Mapping[str, tuple[float, tuple[str, ...]]]
     effects: tuple[str, ...]
     trees: Mapping[str, bool] = field(default_factory=dict)
     count: int = 0
+    exponent: float = 1.0
 
 
 _RUNTIMES = (
@@ -64,6 +65,7 @@ FORMS = {
         effects=("form", "htp", "chip", "device", "chip,precision"),
         trees=_TOWER_TREES,
         count=100,
+        exponent=0.8,
     ),
     "memory": Form(
         terms={
@@ -76,6 +78,7 @@ FORMS = {
         effects=("form", "htp", "chip", "device"),
         trees=_TOWER_TREES,
         count=100,
+        exponent=0.8,
     ),
     "decode": Form(
         terms={
@@ -117,7 +120,7 @@ _COEFFICIENT_SIZE, _BASE_SIZE = 1.0, 3.0
 
 def fitted(table: Table, form: Form) -> dict[str, Any]:
     """The model's JSON, without intervals."""
-    values = _terms(table, form)
+    values = _terms(table, form) | {"exponent": form.exponent}
     if form.count:
         left = np.log(table.measured) - Model.of(values).logarithms(table.features, table.situations)
         values["trees"] = _trees(table, form, left)
@@ -191,49 +194,42 @@ def _terms(table: Table, form: Form) -> dict[str, Any]:
 
 
 def _trees(table: Table, form: Form, left: Array) -> dict[str, Any]:
-    """Gradient-boosted regression trees on absolute errors, as plain numbers."""
+    """Gradient-boosted regression trees on Huber's loss (doi:10.1214/aos/1013203451), as plain numbers: each tree is a
+    least-squares fit, by the library, to what those before it left, cut off at _HUBER. Losses whose leaves are medians
+    would not keep the trees from falling."""
     names = list(form.trees)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    columns = inputs(names, table.features, table.situations)
+    found = np.full(len(left), float(np.median(left)))
+    base = {"feature": [0], "threshold": [0.0], "left": [0], "right": [0], "value": [_short(found[0])]}
+    trees, depth = [base], 0
+    for number in range(form.count):
         boosted = HistGradientBoostingRegressor(
-            loss="absolute_error",
-            learning_rate=0.06,
-            max_iter=form.count,
+            learning_rate=_RATE,
+            max_iter=1,
             max_leaf_nodes=15,
             min_samples_leaf=40,
             max_features=0.4,
             early_stopping=False,
             monotonic_cst=[int(form.trees[name]) for name in names],
-            random_state=0,
-        ).fit(inputs(names, table.features, table.situations), left)
-    rising = np.array([form.trees[name] for name in names])
-    trees = [_tree(predictors[0].nodes, rising) for predictors in boosted._predictors]
-    base = {"feature": [0], "threshold": [0.0], "left": [0], "right": [0]}
-    trees.append({**base, "value": [_short(float(np.ravel(boosted._baseline_prediction)[0]))]})
-    return {"features": names, "depth": int(max(p[0].get_max_depth() for p in boosted._predictors)), "trees": trees}
+            random_state=number,
+        ).fit(columns, np.clip(left - found, -_HUBER, _HUBER))
+        found += boosted.predict(columns)
+        predictor = boosted._predictors[0][0]
+        trees.append(_tree(predictor.nodes, float(np.ravel(boosted._baseline_prediction)[0])))
+        depth = max(depth, int(predictor.get_max_depth()))
+    return {"features": names, "depth": depth, "trees": trees}
 
 
-def _tree(nodes: Any, rising: NDArray[np.bool_]) -> dict[str, list[Any]]:
-    """rising: of each feature, whether the tree may not fall in it. The library sees to that while it grows a tree, but
-    not when it then sets the leaves to medians: leaves on the wrong side of the middle of a split are moved there."""
+def _tree(nodes: Any, more: float) -> dict[str, list[Any]]:
+    """more: what is added in every leaf."""
     leaf = nodes["is_leaf"].astype(bool)
     own = np.arange(len(nodes))
-    values = nodes["value"].astype(np.float64)
-
-    def leaves(node: int) -> list[int]:
-        return [node] if leaf[node] else leaves(int(nodes["left"][node])) + leaves(int(nodes["right"][node]))
-
-    for node in own:  # parents come before their children
-        if not leaf[node] and rising[nodes["feature_idx"][node]]:
-            below, above = leaves(int(nodes["left"][node])), leaves(int(nodes["right"][node]))
-            middle = (values[below].mean() + values[above].mean()) / 2
-            values[below], values[above] = np.minimum(values[below], middle), np.maximum(values[above], middle)
     return {
         "feature": np.where(leaf, 0, nodes["feature_idx"]).tolist(),
         "threshold": [_short(value) for value in np.where(leaf, 0.0, nodes["num_threshold"])],
         "left": np.where(leaf, own, nodes["left"]).tolist(),
         "right": np.where(leaf, own, nodes["right"]).tolist(),
-        "value": [_short(value) for value in np.where(leaf, values, 0.0)],
+        "value": [_short(value) for value in np.where(leaf, nodes["value"] + more, 0.0)],
     }
 
 

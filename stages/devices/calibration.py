@@ -5,7 +5,7 @@
 
 A model's logarithm is
 
-    log(sum over terms of exp(coefficient of the situation) * feature) + effects of the situation + trees
+    exponent * log(sum over terms of exp(coefficient of the situation) * feature) + effects of the situation + trees
 
 A situation names the levels that are known (runtime, unit, precision, chip). Coefficients and effects are sums over
 them, shrunk towards 0 when they were fitted, so that a level that was never measured leaves those of the others: an
@@ -111,6 +111,7 @@ class Model:
 
     terms: Mapping[str, Mapping[str, Any]]
     effects: Mapping[str, Mapping[str, float]]
+    exponent: float
     trees: Trees | None
     intervals: Mapping[str, tuple[float, float]]
 
@@ -118,14 +119,14 @@ class Model:
     def of(cls, values: Mapping[str, Any]) -> "Model":
         trees = Trees.of(values["trees"]) if values.get("trees") else None
         intervals = {name: (low, high) for name, (low, high) in values.get("intervals", {}).items()}
-        return cls(values["terms"], values["effects"], trees, intervals)
+        return cls(values["terms"], values["effects"], values["exponent"], trees, intervals)
 
     def logarithms(self, features: Mapping[str, Array], situations: Sequence[Levels]) -> Array:
         """Of all rows: each feature (rows,), a situation each."""
         total = np.zeros(len(situations))
         for name, coefficients in self.terms.items():
             total += features[name] * np.exp(_coefficient(coefficients, situations))
-        found = np.log(total) + _coefficient(self.effects, situations)
+        found = self.exponent * np.log(total) + _coefficient(self.effects, situations)
         if self.trees:
             found = found + self.trees.predict(inputs(self.trees.features, features, situations))
         return found

@@ -13,9 +13,10 @@ from stages.devices.bytes import stored_bytes
 from stages.devices.calibration import Estimate
 from stages.devices.hardware import predictable
 from stages.devices.latency import Latency
+from stages.devices.latency_sources import predictor_of
 from stages.devices.memory import peak_memory
 from stages.devices.operators import graphs
-from stages.devices.predictors import Prediction, prediction_of, predictor_of
+from stages.devices.predictors import Prediction, prediction_of
 from stages.devices.thermal import STEPS, heat_of
 from stages.evaluation.names import PREDICTED
 from stages.evaluation.predicted import predicted
