@@ -81,7 +81,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--test", type=Path, nargs="+")
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--json", type=Path)
-    return parser.parse_args()
+    found = parser.parse_args()
+    for path in found.test or ():
+        if not path.is_file():
+            parser.error(f"--test {path}: there is no such file")
+    return found
 
 
 if __name__ == "__main__":

@@ -149,7 +149,10 @@ def spare(built: Clone, tmp_path: Path) -> Clone:
     [
         ([], []),
         (["device.pixel-8.budgets.size_mib=30"], ["validate", "package"]),
-        (["+device.pixel-8.overrides.quantize.group_size=64"], ["quantize", "convert", "evaluate", "validate", "package"]),
+        (
+            ["+device.pixel-8.overrides.quantize.group_size=64"],
+            ["quantize", "convert", "evaluate", "validate", "package"],
+        ),
     ],
 )
 def test_a_change_for_one_device_leaves_the_others_cached(spare: Clone, words: list[str], stages: list[str]) -> None:

@@ -31,7 +31,8 @@ from stages.supernet import supernet
 # What each step's result depends on, of stages/, beside the configuration and its inputs.
 _MODEL = ("models", "data")
 _ELASTIC = (*_MODEL, "distillation", "elastic")
-_PRICES = tuple(f"devices/{name}.py" for name in ("bytes", "calibration", "hardware", "latency_sources", "operators", "times", "work"))
+_PRICED = ("bytes", "calibration", "hardware", "latency_sources", "operators", "times", "work")
+_PRICES = tuple(f"devices/{name}.py" for name in _PRICED)
 _SEARCHING = tuple(f"searching/{name}.py" for name in ("costs", "exploring", "judge", "studies", "trials"))
 SOURCES = {
     "supernet": (*_ELASTIC, "supernet.py"),

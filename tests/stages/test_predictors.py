@@ -1,5 +1,6 @@
 """Predictions of the devices of conf/device: what is never faster, what an interval is, what is unknown."""
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,7 @@ def test_a_longer_context_is_never_faster(name: str, bits: int) -> None:
     found = predict(group("device", name), model, sizes, context=8192)
     assert list(found.by_context) == [512, 1024, 2048, 4096, 8192]
     speeds = [estimate.value for estimate in found.by_context.values()]
-    assert all(later < earlier for earlier, later in zip(speeds, speeds[1:], strict=False))
+    assert all(later < earlier for earlier, later in itertools.pairwise(speeds))
     assert found.by_context[8192] == found.metrics["tokens_per_s"]
 
 
