@@ -126,23 +126,39 @@ def difference(checkout: Checkout, path: Path, expected: FileDigest | None) -> s
 def verify_bundle(folder: Path) -> Iterator[str]:
     """Rehash the files that folder/manifest.json lists; yield what is damaged, missing or not listed.
 
-    The manifest's "files" is {path: {"sha256", "size"}} or a list of {"path", "sha256", "size"}. Raises ConfigError.
+    Nothing outside the folder is read, whatever the manifest says. Raises ConfigError, and StoreError for a link.
+    """
+    wanted = listed_in(folder)
+    found = set(walk(folder))  # a link anywhere ends it here
+    for name, expected in sorted(wanted.items()):
+        path = folder / name
+        if not lies_inside(name):
+            yield f"{folder / 'manifest.json'}: lists '{name}', which is no path inside the bundle"
+        elif name not in found:
+            yield f"{path}: missing"
+        elif (digest := hash_file(path)[0]) != expected:
+            yield f"{path}: its sha256 is {digest}, and the manifest says {expected}"
+    for name in sorted(found - set(wanted) - {"manifest.json"}):
+        yield f"{folder / name}: not in the manifest"
+
+
+def listed_in(folder: Path) -> dict[str, str]:
+    """Return {path: sha256} as folder/manifest.json has it. Raises ConfigError.
+
+    Its "files" is {path: {"sha256", "size"}} or a list of {"path", "sha256", "size"}.
     """
     manifest = folder / "manifest.json"
     try:
         files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
         entries = files if isinstance(files, dict) else {each["path"]: each for each in files}
-        wanted = {name: str(entry["sha256"]) for name, entry in entries.items()}
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        return {str(name): str(entry["sha256"]) for name, entry in entries.items()}
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise ConfigError(
             f"{manifest} is not a bundle's manifest: {error}",
             hint="name a bundle's folder, or nothing to verify the store",
         ) from error
-    for name, expected in sorted(wanted.items()):
-        path = folder / name
-        if not path.is_file():
-            yield f"{path}: missing"
-        elif (found := hash_file(path)[0]) != expected:
-            yield f"{path}: its sha256 is {found}, and the manifest says {expected}"
-    for name in sorted(set(walk(folder)) - set(wanted) - {"manifest.json"}):
-        yield f"{folder / name}: not in the manifest"
+
+
+def lies_inside(name: str) -> bool:
+    """Say whether a name is a plain path down from the folder: no root, no '..', no '.', no empty part."""
+    return "\\" not in name and all(part not in ("", ".", "..") for part in name.split("/"))

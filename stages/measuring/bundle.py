@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import ConfigError, StoreError
-from pipelines.verify import verify_bundle
+from pipelines.verify import lies_inside, listed_in, verify_bundle
 from stages.artifacts import DeviceModel
 
 HINT = "a bundle is what a build leaves at artifacts/DEVICE"
@@ -45,9 +45,29 @@ def open_bundle(path: Path) -> Shipped:
         raise StoreError(
             f"{damaged[0]}{more}", hint="these are not the files that were validated: build the bundle again"
         )
+    check_parts(path, files)
     if "decoder" not in files:
         raise ConfigError(
             f"{path} holds {', '.join(files)} for {runtime}, and no language model",
             hint="'tapeout measure' generates text; of a user's module, measure what it is used in",
         )
     return Shipped(path, value, hashlib.sha256(data).hexdigest())
+
+
+def check_parts(path: Path, files: Any) -> None:
+    """Raise ConfigError unless each part of the model is a file that the manifest lists, or a folder of such files.
+
+    They have just been hashed, and lie in the folder: what else the manifest names is not opened.
+    """
+    where = f"{path / 'manifest.json'}: model.files"
+    if not isinstance(files, dict):
+        raise ConfigError(f"{where} is {files!r}, and must name a file for each part of the model", hint=HINT)
+    listed = listed_in(path)
+    for part, name in files.items():
+        if not isinstance(name, str) or not lies_inside(name):
+            raise ConfigError(f"{where}.{part} is {name!r}, which is no path inside the bundle", hint=HINT)
+        if name not in listed and not any(each.startswith(f"{name}/") for each in listed):
+            raise ConfigError(
+                f"{where}.{part} is '{name}', which the manifest does not list among its files",
+                hint="only files whose sha256 is known are run: build the bundle again",
+            )

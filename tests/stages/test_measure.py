@@ -112,6 +112,47 @@ def test_a_users_module_is_no_language_model(bundles: Path, tmp_path: Path, proj
         measure([str(tmp_path / "bundle")], project)
 
 
+@pytest.mark.parametrize("name", ["../evil.onnx", "/etc/passwd", "sub/../../evil.onnx", "not-listed.onnx", "", 5, None])
+def test_only_files_that_the_manifest_lists_are_opened(
+    name: Any, bundles: Path, tmp_path: Path, project: Project
+) -> None:
+    shutil.copytree(bundles / "pixel-8", tmp_path / "bundle")
+    shutil.copyfile(bundles / "pixel-8/decoder.onnx", tmp_path / "evil.onnx")
+    path = tmp_path / "bundle" / "manifest.json"
+    value = json.loads(path.read_text())
+    value["model"]["files"]["decoder"] = name
+    path.write_text(json.dumps(value))
+    with pytest.raises(ConfigError, match=r"model\.files\.decoder is") as found:
+        open_bundle(tmp_path / "bundle")
+    assert found.value.hint
+    for each in path.parent.iterdir():
+        if each != path:
+            each.unlink()
+    path.write_text(json.dumps({**value, "files": []}))
+    with pytest.raises(ConfigError, match=r"model\.files\.\w+ is"):
+        measure([str(tmp_path / "bundle")], project)
+
+
+def test_a_part_may_be_a_folder_of_listed_files(bundles: Path, tmp_path: Path) -> None:
+    files = open_bundle(bundles / "iphone-15-pro").description()["files"]
+    assert all((bundles / "iphone-15-pro" / name).is_dir() for name in files.values())
+    shutil.copytree(bundles / "iphone-15-pro", tmp_path / "bundle")
+    path = tmp_path / "bundle" / "manifest.json"
+    value = json.loads(path.read_text())
+    value["model"]["files"]["decoder"] = files["decoder"][:-1]  # the beginning of a name is no folder
+    path.write_text(json.dumps(value))
+    with pytest.raises(ConfigError, match="does not list among its files"):
+        open_bundle(tmp_path / "bundle")
+
+
+def test_a_link_is_no_file_of_a_bundle(bundles: Path, tmp_path: Path) -> None:
+    shutil.copytree(bundles / "pixel-8", tmp_path / "bundle")
+    (tmp_path / "bundle/decoder.onnx").unlink()
+    (tmp_path / "bundle/decoder.onnx").symlink_to(bundles / "pixel-8/decoder.onnx")
+    with pytest.raises(StoreError, match=r"decoder\.onnx is not a plain file"):
+        open_bundle(tmp_path / "bundle")
+
+
 def test_files_that_the_runtime_cannot_load(bundles: Path, tmp_path: Path, project: Project) -> None:
     """Whole, as the manifest has it, and still nothing that runs."""
     import hashlib
