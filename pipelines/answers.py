@@ -1,8 +1,9 @@
 """Answers of two builds to the same questions, held against each other question by question.
 
 A stage whose `answers` names a file of its artifact leaves there one JSON object a line, in an order of its own:
-{"task": text, "question": text, "expected": text, "answer": text, "score": number, ...}; "image" and "id", where it has
-them, also say what was asked. The same questions in the same order make two builds comparable.
+{"task": text, "question": text, "expected": text, "answer": text, "score": number, ...}; "image" (a digest of the image
+that was asked about) and "id", where it has them, also say what was asked. The same questions in the same order make
+two builds comparable.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from typing import Any
 from pipelines.errors import StoreError
 
 ASKED = ("task", "id", "image", "question", "expected")
+IMAGE = ASKED.index("image")
 RESAMPLES, CONFIDENCE, SEED = 2000, 0.95, 20
+AT_ONCE = 1 << 20  # counts that are drawn at once: 8 MiB
 
 
 @dataclass(frozen=True)
 class Answered:
-    """asked: all that says which question it was."""
+    """asked: all that says which question it was, in the order of ASKED; "" for what the line does not tell."""
 
     asked: tuple[str, ...]
     task: str
@@ -84,13 +87,19 @@ def of_task(task: str | None, pairs: Sequence[tuple[Answered, Answered]]) -> Pai
 
 
 def interval(differences: Sequence[float]) -> tuple[float, float]:
-    """Return the bounds of the mean of paired differences. Only how often each value is drawn matters."""
+    """Return the bounds of the mean of paired differences.
+
+    Only how often each value is drawn matters. Graded scores may differ by as many values as there are questions: few
+    resamples are drawn at once, so that memory does not grow with both.
+    """
     import numpy as np
 
     values, counts = np.unique(np.asarray(differences, np.float64), return_counts=True)
-    n = len(differences)
-    drawn = np.random.RandomState(SEED).multinomial(n, counts / n, size=RESAMPLES)
-    low, high = np.quantile(drawn @ values / n, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    n, chance = len(differences), np.random.RandomState(SEED)
+    step = max(1, AT_ONCE // len(values))
+    sizes = [min(step, RESAMPLES - start) for start in range(0, RESAMPLES, step)]
+    means = np.concatenate([chance.multinomial(n, counts / n, size=size) @ values / n for size in sizes])
+    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)
 
 
@@ -106,13 +115,23 @@ def other_questions(before: Sequence[Answered], after: Sequence[Answered]) -> st
     if len(before) != len(after):
         return f"other questions: {len(before)} before, {len(after)} after"
     for place, (old, new) in enumerate(zip(before, after, strict=True), 1):
-        if old.asked != new.asked:
+        if old.asked == new.asked:
+            continue
+        if without_image(old) != without_image(new):
             return f"other questions: number {place} was {shown(old)} before, and is {shown(new)}"
+        if not (old.asked[IMAGE] and new.asked[IMAGE]):
+            return "one of the builds does not say which images it asked about: build it again"
+        return f"other images: that of number {place}, {shown(new)}, is another one"
     return "" if before else "no questions"
 
 
+def without_image(answer: Answered) -> tuple[str, ...]:
+    return (*answer.asked[:IMAGE], *answer.asked[IMAGE + 1 :])
+
+
 def shown(answer: Answered) -> str:
-    return repr(" ".join(filter(None, answer.asked))[:80])
+    """Return what was asked, in short; an image's digest tells nobody anything."""
+    return repr(" ".join(filter(None, without_image(answer)))[:80])
 
 
 def read_answers(data: bytes, where: str) -> list[Answered]:
