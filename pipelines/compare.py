@@ -27,6 +27,7 @@ from pipelines.answers import other_questions, paired, read_answers
 from pipelines.checkout import Checkout
 from pipelines.compared_metrics import compare_gates, compare_metrics
 from pipelines.compared_nodes import node_changes, stage_of
+from pipelines.compared_words import ABSENT
 from pipelines.errors import ConfigError
 from pipelines.history import Build
 from pipelines.past import Past
@@ -115,7 +116,7 @@ def metrics_of(past: Past, device: str | None) -> tuple[dict[str, Any], str]:
     nodes = nodes_for(past.build, device, "gates")
     if not nodes:
         built = device is None or any(device in each for each in past.build.devices.values())
-        return {}, "nothing with gates was built for it" if built else "not among the devices"
+        return {}, "nothing with gates was built for it" if built else ABSENT
     found: dict[str, Any] = {"gates": []}
     for node, file in nodes.items():
         if past.build.nodes[node] is None:

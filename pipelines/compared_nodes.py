@@ -11,29 +11,54 @@ from pipelines.reasons import changed
 
 
 def node_changes(old: Past, new: Past) -> Iterator[dict[str, Any]]:
-    """Yield the nodes whose results differ. Devices may share other nodes than before: each pair is told once."""
+    """Yield the nodes whose results differ. Devices may share other nodes than before: each pair is told once.
+
+    A node is held against the one that the same device had. One whose devices only one build has is told where the
+    other build has neither it nor its result, under whatever name.
+    """
     pairs: dict[tuple[str, str | None, str | None], list[str]] = {}
     was, now = by_stage(old.build), by_stage(new.build)
     for stage, device in {**was, **now}:
         pairs.setdefault((stage, was.get((stage, device)), now.get((stage, device))), []).append(device or "")
+    paired = [{pair[place] for pair in pairs if pair[1] and pair[2]} for place in (1, 2)]
+    results = [set(results_of(past)) for past in (old, new)]
     for (stage, before, after), devices in pairs.items():
-        keys = (old.build.nodes.get(before or ""), new.build.nodes.get(after or ""))
-        if before and after and keys[0] == keys[1]:
-            continue
         sides = [
-            {"node": node, "key": key, "digest": past.digest(node)} if node else None
-            for past, node, key in ((old, before, keys[0]), (new, after, keys[1]))
+            {"node": node, "key": past.build.nodes[node], "digest": past.digest(node)} if node else None
+            for past, node in ((old, before), (new, after))
         ]
-        if all(sides) and sides[0]["digest"] == sides[1]["digest"] is not None:  # type: ignore[index]
-            continue
-        why = list(reasons(old, new, before, after, stage)) if before and after else []
-        yield {
-            "stage": stage,
-            "devices": [device for device in devices if device],
-            "before": sides[0],
-            "after": sides[1],
-            "why": why,
-        }
+        if before and after:
+            told = not same_result(*sides)  # type: ignore[arg-type]
+        else:
+            place = 0 if before else 1
+            told = (before or after) not in paired[place] and not any(
+                (stage, value) in results[1 - place] for value in known(sides[place])
+            )
+        if told:
+            yield {
+                "stage": stage,
+                "devices": [device for device in devices if device],
+                "before": sides[0],
+                "after": sides[1],
+                "why": list(reasons(old, new, before, after, stage)) if before and after else [],
+            }
+
+
+def same_result(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Say whether two nodes have one key, were it that neither has a result, or one digest."""
+    return one["key"] == other["key"] or one["digest"] == other["digest"] is not None
+
+
+def results_of(past: Past) -> Iterator[tuple[str, str]]:
+    """Yield (stage, key) and (stage, digest) of all results of a build."""
+    for node, key in past.build.nodes.items():
+        for value in known({"key": key, "digest": past.digest(node)}):
+            yield stage_of(node), value
+
+
+def known(side: Mapping[str, Any] | None) -> list[str]:
+    """Return what a result is known by; nothing where there is none."""
+    return [value for value in (side["key"], side["digest"]) if value] if side else []
 
 
 def by_stage(build: Build) -> dict[tuple[str, str | None], str]:

@@ -78,7 +78,8 @@ def gates(found: Mapping[str, Any]) -> Iterator[str]:
         was, now = gate["before"], gate["after"]
         kind = "" if not (was and now) or was["passed"] == now["passed"] else SIGNS[now["passed"]]
         rows.append([cell(", ".join(devices), "words"), cell(words.gate_words(gate), f"words {kind}".strip())])
-    yield from table(["devices", "what differs"], rows) if rows else ["<p>The same verdicts.</p>"]
+    said = words.same_gates(found)
+    yield from table(["devices", "what differs"], rows) if rows else [f"<p>{text(said[0].upper() + said[1:])}.</p>"]
     yield "</section>"
 
 

@@ -67,7 +67,7 @@ def devices_table(devices: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 def gate_lines(found: Mapping[str, Any]) -> Iterator[str]:
     """Yield the gates whose verdict or bound differs, each once for all devices of which it is true."""
     told = words.gates(found)
-    yield from ("", "gates" if told else "gates: the same verdicts")
+    yield from ("", "gates" if told else f"gates: {words.same_gates(found)}")
     for gate, devices in told:
         yield f"  {words.listed(devices)}: {words.gate_words(gate)}"
 

@@ -13,6 +13,7 @@ SHARES = re.compile(
 OF_TASKS = re.compile(r"(overall|tasks\.(?P<task>.+))\.(?P<name>[^.]+)")
 TASK_FIGURES = ("artifact", "retention", "flips")
 ARROW = " -> "
+ABSENT = "not among the devices"  # of a device that a build was not for
 COLUMNS = {  # of the table of devices: what is predicted is told to be
     "size_bytes": "size",
     "predicted.token_ms": "a token *",
@@ -104,6 +105,17 @@ def gates(found: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], list[str]]]
         for gate in device["gates"]:
             told.setdefault(gate_words(gate), (gate, []))[1].append(device["device"] or "no device")
     return list(told.values())
+
+
+def same_gates(found: Mapping[str, Any]) -> str:
+    """Return what there is to say where no gate differs: the verdicts are the same, or none could be compared."""
+    devices = found["devices"]
+    if any(compared(device) for device in devices):
+        return "the same verdicts"
+    if not devices:
+        return "neither build has any"
+    apart = all(ABSENT in (device["before"], device["after"]) for device in devices)
+    return "not compared: no device " + ("is in both builds" if apart else "has figures in both builds")
 
 
 def gate_words(gate: Mapping[str, Any]) -> str:

@@ -162,6 +162,31 @@ def test_other_devices_and_other_questions(toy: Toy) -> None:
     assert "tablet: not compared; before: not among the devices" in out and "answers not compared: other" in out
 
 
+def test_builds_for_other_devices(toy: Toy, tmp_path: Path) -> None:
+    """What does not depend on the device is the same result, whoever it was for and whatever the node is called."""
+    for device in ("phone", "watch", "phone,watch"):
+        assert toy.build(f"device=[{device}]").status == 0
+    found = compared(toy, "1", "2")
+    assert [(node["stage"], node["devices"], node["why"]) for node in found["nodes"]] == [
+        ("convert", ["phone"], []),
+        ("package", ["phone"], []),
+        ("convert", ["watch"], []),
+        ("package", ["watch"], []),
+    ]  # the validation came out the same
+    out = toy.run("compare", "1", "2", "--html", str(tmp_path / "page.html")).out
+    assert "gates: not compared: no device is in both builds" in out and "quantize" not in out
+    assert "<p>Not compared: no device is in both builds.</p>" in (tmp_path / "page.html").read_text()
+    assert [(node["after"] or node["before"])["node"] for node in compared(toy, "1", "3")["nodes"]] == [
+        "convert-watch",
+        "package-watch",
+    ]
+    assert "gates: the same verdicts" in toy.run("compare", "1", "3").out
+    assert toy.build("device=[tablet,watch]", "quantize=int8").status == 0
+    nodes = {node["stage"]: node for node in compared(toy, "3", "4")["nodes"] if node["before"] and node["after"]}
+    assert nodes["quantize"]["why"] == ["quantize.bits 4 -> 8"] and nodes["quantize"]["devices"] == ["watch"]
+    assert sum(node["stage"] == "quantize" for node in compared(toy, "3", "4")["nodes"]) == 1
+
+
 def test_what_gc_has_removed_is_named_with_what_to_build(twice: Toy, tmp_path: Path) -> None:
     shutil.copytree(twice.root, tmp_path / "toy")
     toy = Toy(tmp_path / "toy")
