@@ -8,6 +8,7 @@ that several runs share the work, and one that was stopped goes on.
 """
 
 import argparse
+import hashlib
 import json
 import random
 import shutil
@@ -73,6 +74,7 @@ class Bench:
         config = {name: build(values[name], SCHEMAS[name]) for name in ("questions", "validate", "convert")}
         self.questions, self.gates = config["questions"], config["validate"]
         self.checkpoint = Checkpoint(self.nodes / "load")
+        self.state = _state(root, values["validate"], self.nodes)
         devices = {name: build(values["device"][name], SCHEMAS["device"]) for name in DEVICES}
         self.subjects = {
             name: Subject(
@@ -88,7 +90,7 @@ class Bench:
     def result(self, kept: Path, fault: str, seed: int) -> dict[str, Any]:
         """Which gates fail, with their values; what was measured before is not measured again."""
         per_task = self.questions.per_task if fault == "none" else self.per_task
-        path = kept / f"{fault}-{seed}-{per_task}.json"
+        path = kept / self.state / f"{fault}-{seed}-{per_task}.json"
         if not path.is_file():
             with tempfile.TemporaryDirectory(prefix="faults-") as folder:
                 value = self._measured(Path(folder), fault, seed, per_task)
@@ -149,6 +151,15 @@ def table(results: list[dict[str, Any]]) -> dict[str, str]:
         verb = "alarms" if fault == "none" else "seen"
         rows[fault] = f"{verb} {seen} of {len(own)}  {'met' if met else 'missed'}  {by}"
     return rows
+
+
+def _state(root: Path, settings: Any, nodes: Path) -> str:
+    """A digest of what results depend on: the gates, what was built, and the code that damages and evaluates."""
+    parts = [json.dumps(settings, sort_keys=True, default=str)]
+    parts += [(nodes / f"{name}.json").read_text() for name in ("quantize", *(f"convert-{name}" for name in DEVICES))]
+    files = [*sorted((root / "stages/evaluation").glob("*.py")), root / "benchmarks/faults/damage.py"]
+    parts += [path.read_text(encoding="utf-8") for path in files]
+    return hashlib.sha256("".join(parts).encode()).hexdigest()[:12]
 
 
 def _workspace(path: Path, given: dict[str, Any]) -> Workspace:

@@ -157,8 +157,8 @@ class Allocation(Artifact):
 
 class QuantizedModel(Model):
     """The model as it will be shipped, before any runtime: weights.safetensors and formats.json (quantizers/store.py),
-    with the checkpoint's config.json, tokenizer.json and preprocessing.json beside them; where inputs are rounded to
-    static ranges, activations.json."""
+    with the checkpoint's config.json, tokenizer.json and preprocessing.json beside them; method.json (see
+    weights_were); where inputs are rounded to static ranges, activations.json."""
 
     def store(self) -> "QuantizedStore":
         from stages.quantizers.store import QuantizedStore
@@ -179,6 +179,12 @@ class QuantizedModel(Model):
 
             attach(model, ranges)
         return model.eval()
+
+    def weights_were(self) -> str:
+        """What became codes: the weights of the "checkpoint", those after training ("trained"), or with scales moved
+        from one layer into another ("equalized")."""
+        known = (self.path / "method.json").is_file()
+        return str(self.read_json("method.json")["weights"]) if known else "checkpoint"
 
     def activations(self) -> dict[str, Any]:
         """{weight: {"bits", "scale", "zero_point"}} of the inputs that are rounded to static ranges; usually none."""

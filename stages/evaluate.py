@@ -41,9 +41,9 @@ def evaluate(
             raise StageError("validate.kind=questions needs a baseline", hint="set validate=parity, or give it one")
         found = ask(checkpoint, model, device_model, baseline, config, work)
     result = Evaluation(work.out)
-    layers, kept = weights(checkpoint, model)
-    if kept and layers:
-        found["fidelity"]["scale_error"] = max(layer.scale for layer in layers)
+    layers, floats = weights(checkpoint, model)
+    if model.weights_were() == "checkpoint":  # else sizes differ on purpose
+        found["fidelity"] |= {"floats": floats, "scale_error": max((layer.scale for layer in layers), default=0.0)}
     result.write_json("layers.json", {layer.name: layer.to_json() for layer in layers})
     size = sum(path.stat().st_size for path in device_model.path.rglob("*") if path.is_file())
     result.write_json("metrics.json", {**found, "size_bytes": size})

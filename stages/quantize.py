@@ -4,7 +4,7 @@ from pipelines.workspace import Workspace
 from stages.artifacts import Allocation, Calibration, Checkpoint, QuantizedModel
 from stages.quantizers.model import quantize_weights
 from stages.quantizers.statistics import one_thread
-from stages.schema import QuantizeConfig
+from stages.schema import Method, QuantizeConfig
 
 
 def quantize(
@@ -30,6 +30,16 @@ def quantize(
             ranges = static_ranges(checkpoint, calibration)
     checkpoint.copy_description(work.out)
     model = QuantizedModel(work.out)
+    model.write_json("method.json", {"weights": _weights(config, allocation)})
     if ranges is not None:
         model.write_json("activations.json", ranges)
     return model
+
+
+def _weights(config: QuantizeConfig, allocation: Allocation | None) -> str:
+    """What the weights were before they became codes: the checkpoint's, trained, or equalized by moving scales."""
+    if config.method is Method.qat and config.training:
+        return "trained"
+    methods = {config.method, *(override.method for override in config.overrides)}
+    methods |= {choice.method for choice in allocation.choices().values()} if allocation else set()
+    return "equalized" if Method.awq in methods else "checkpoint"

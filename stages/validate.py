@@ -3,7 +3,7 @@
 from typing import Any
 
 from pipelines.workspace import Workspace
-from stages.artifacts import Baseline, Checkpoint, DeviceModel, Evaluation, QuantizedModel, Validation
+from stages.artifacts import DeviceModel, Evaluation, QuantizedModel, Validation
 from stages.devices.risks import risks_of
 from stages.evaluation.advice import advise
 from stages.evaluation.gates import check_budgets, check_gates
@@ -13,19 +13,16 @@ from stages.schema import DeviceProfile, ValidateConfig
 
 def validate(
     evaluation: Evaluation,
-    checkpoint: Checkpoint,
     model: QuantizedModel,
     device_model: DeviceModel,
     config: ValidateConfig,
     device: DeviceProfile,
     work: Workspace,
-    baseline: Baseline | None = None,
 ) -> Validation:
     """metrics.json: the evaluation's; how many risks there are on the device; what is predicted for
     the device, where enough is known of it; gates, and what would help where one fails.
 
-    checkpoint: what was quantized; baseline: where questions are asked. Raises ConfigError for a gate on what there is
-    not.
+    Raises ConfigError for a gate on what there is not.
     """
     description = device_model.description()
     metrics: dict[str, Any] = {
@@ -36,6 +33,6 @@ def validate(
     gates = check_gates(metrics, config.gates, config.predictions)
     gates += check_budgets(metrics, device.budgets, config.predictions)
     result = Validation(work.out)
-    metrics["gates"] = advise(gates, metrics, evaluation, checkpoint, model, baseline, config.advise, work)
+    metrics["gates"] = advise(gates, metrics, evaluation, model, device)
     result.write_json("metrics.json", metrics)
     return result

@@ -91,7 +91,7 @@ def validated(
     """The metrics of validate=parity, with its gates."""
     config = group("validate", "parity")
     found = evaluate(checkpoint, model, device_model, config, workspace(path / "evaluate"), probe=probed)
-    return validate(found, checkpoint, model, device_model, config, device, workspace(path / "validate")).metrics()
+    return validate(found, model, device_model, config, device, workspace(path / "validate")).metrics()
 
 
 def main(path: Path) -> None:

@@ -63,7 +63,8 @@ def read_asked(folder: Path) -> Questions:
         value = json.loads(line)
         picture = images.array(str(value["image"])) if value["asked"] else np.zeros(0, np.uint8)
         answers = tuple(value["answers"])
-        example = Question(picture, value["question"], answers, value["task"], value["image"], value["metric"])
+        rest = value["task"], value["image"], value["metric"], value["where"]
+        example = Question(picture, value["question"], answers, *rest)
         (asked if value["asked"] else others).append(example)
     return Questions(asked, [*asked, *others])
 
@@ -97,4 +98,5 @@ def _line(example: Example, asked: bool) -> dict[str, Any]:
         "question": example.question,
         "answers": list(example.answers),
         "image": example.image_id,
+        "where": example.where.rpartition("/")[2],  # no path of the machine
     }

@@ -1,5 +1,6 @@
 """answers.jsonl: one line a question, with what was answered and how it scored."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from stages.data.asked import encoded
 from stages.data.example import Example, Questions
 from stages.data.image import preprocess
 from stages.data.prompt import PromptFormat
@@ -17,7 +19,8 @@ from stages.models.vlm import ModelConfig
 
 @dataclass(frozen=True)
 class Answer:
-    """score: 0 to 1 (see scores). tokens: the ids of the answer, without the end token."""
+    """score: 0 to 1 (see scores). tokens: the ids of the answer, without the end token. image: the first 16 digits of
+    its file's sha256, so that answers to other images are told apart."""
 
     task: str
     question: str
@@ -25,6 +28,7 @@ class Answer:
     answer: str
     score: float
     tokens: list[int]
+    image: str = ""
 
 
 def write_answers(path: Path, answers: Sequence[Answer]) -> None:
@@ -42,7 +46,8 @@ def answered(prompts: PromptFormat, questions: Questions, tokens: Sequence[Seque
     for index, (example, ids) in enumerate(zip(questions, tokens, strict=True)):
         text = prompts.decode(list(ids))
         value = scorer.score(index, text)
-        found.append(Answer(example.task, example.question, example.answer, text, value, list(ids)))
+        image = hashlib.sha256(encoded(example)).hexdigest()[:16]
+        found.append(Answer(example.task, example.question, example.answer, text, value, list(ids), image))
     return found
 
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+_BLOCK = 1 << 20  # questions that are drawn at a time
+
 
 @dataclass(frozen=True)
 class Retention:
@@ -25,11 +27,21 @@ def retention(
     """
     if artifact.shape != reference.shape or artifact.ndim != 1 or not len(artifact):
         raise ValueError(f"paired scores must have one equal, non-empty shape, not {artifact.shape}, {reference.shape}")
-    drawn = np.random.RandomState(seed).randint(0, len(artifact), size=(resamples, len(artifact)))
-    ratios = _ratio(artifact[drawn].mean(axis=1), reference[drawn].mean(axis=1))
+    random, step = np.random.RandomState(seed), max(1, _BLOCK // len(artifact))
+    ratios = np.concatenate(
+        [_drawn(random, artifact, reference, min(step, resamples - start)) for start in range(0, resamples, step)]
+    )
     tail = (1 - confidence) / 2
     low, high = np.quantile(ratios, [tail, 1 - tail])
     return Retention(float(_ratio(artifact.mean(), reference.mean())), float(low), float(high))
+
+
+def _drawn(
+    random: np.random.RandomState, artifact: NDArray[np.float64], reference: NDArray[np.float64], count: int
+) -> NDArray[np.float64]:
+    """The ratios of `count` resamples. The generator's numbers are the same however many are drawn at a time."""
+    drawn = random.randint(0, len(artifact), size=(count, len(artifact)))
+    return _ratio(artifact[drawn].mean(axis=1), reference[drawn].mean(axis=1))
 
 
 def _ratio(

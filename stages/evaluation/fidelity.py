@@ -45,26 +45,20 @@ class Layer:
         }
 
 
-def weights(checkpoint: Checkpoint, model: QuantizedModel) -> tuple[list[Layer], bool]:
-    """Each quantized weight against the checkpoint's, and whether the others are the checkpoint's, but for rounding.
-
-    They are not where quantization trains, or moves scales from one layer into the one before it (AWQ): then a weight's
-    scale says nothing. One weight is in memory at a time.
-    """
-    store, layers, kept = model.store(), list[Layer](), True
+def weights(checkpoint: Checkpoint, model: QuantizedModel) -> tuple[list[Layer], float]:
+    """Each quantized weight against the checkpoint's, and the share of the other tensors that are the checkpoint's, but
+    for rounding. A weight is read in blocks."""
+    store, layers, same, others = model.store(), list[Layer](), 0, 0
     with checkpoint.tensors() as tensors:
         for name in store.names():
-            form = store.format(name)
-            if name not in tensors:
-                kept = False
-                continue
-            before = tensors[name]
+            form, before = store.format(name), tensors.get(name)
             if form.format == "float" and not form.sparse:
-                kept = kept and _is_rounded(before, store.float(name))
-            else:
+                others += 1
+                same += before is not None and _is_rounded(before, store.float(name))
+            elif before is not None:
                 change = _change(before.reshape(len(before), -1), store.dense_blocks(name))
                 layers.append(Layer(name, form, change.error, change.scale_error))
-    return layers, kept
+    return layers, same / others if others else 1.0
 
 
 @dataclass

@@ -11,10 +11,11 @@ PREDICTED = (
 )
 PREDICTED_METRICS = tuple(f"predicted.{name}" for name in PREDICTED)  # of devices that enough is known of
 FIDELITY_METRICS = tuple(
-    f"fidelity.{name}" for name in ("kl", "kl_high", "agreement", "prompts", "pixels", "vocabulary", "scale_error")
+    f"fidelity.{name}"
+    for name in ("kl", "kl_high", "agreement", "prompts", "pixels", "vocabulary", "floats", "scale_error")
 )
-WHERE_KNOWN = ("fidelity.scale_error",)  # a gate on it asks nothing of a model whose weights were trained or equalized
-_ALWAYS = ("size_bytes", "risks", "fidelity.scale_error", *PREDICTED_METRICS)
+WHERE_KNOWN = ("fidelity.floats", "fidelity.scale_error")  # gates ask nothing where weights were trained or equalized
+_ALWAYS = ("size_bytes", "risks", *WHERE_KNOWN, *PREDICTED_METRICS)
 _PARITY = ("parity.top1", "parity.tokens", "parity.error", "parity.features_error")
 MODEL_METRICS = (*_PARITY, *FIDELITY_METRICS, *_ALWAYS)  # where questions are asked
 PARITY_METRICS = (*_PARITY, "parity.rows", *_ALWAYS)  # where numbers are compared

@@ -15,6 +15,7 @@ from stages.data.asked import Question, read_asked
 from stages.data.image import preprocess
 from stages.data.prompt import PromptFormat
 from stages.evaluation.answers import prompt_format
+from stages.evaluation.batching import batch_size
 from stages.evaluation.difference import Difference
 from stages.evaluation.forced import forced_logits
 from stages.evaluation.torch_answers import encode_images
@@ -24,7 +25,6 @@ from stages.runtimes.opening import open_session
 from stages.runtimes.session import LanguageSession
 from stages.schema import ValidateConfig
 
-BATCH = 32  # questions whose logits are held at a time
 _ENCODED = 4  # of each batch: images that torch encodes too, with the shipped weights
 
 
@@ -66,8 +66,9 @@ def evaluate_part(
     torch.set_num_threads(config.threads)
     opened = _opened(*(each.path for each in (checkpoint, model, device_model, baseline)), config.threads)
     part = _Sums()
-    for start in range(item["start"], item["stop"], BATCH):
-        questions = opened.questions[start : min(start + BATCH, item["stop"])]
+    batch = batch_size(opened.shipped.config, opened.prompts.max_new_tokens)
+    for start in range(item["start"], item["stop"], batch):
+        questions = opened.questions[start : min(start + batch, item["stop"])]
         part.add(opened, questions)
     return part.result()
 

@@ -13,6 +13,7 @@ from pipelines.workspace import Workspace
 from stages.artifacts import Baseline, Checkpoint, DeviceModel, QuantizedModel
 from stages.data.asked import read_asked
 from stages.data.example import Questions
+from stages.evaluation.alternatives import alternatives
 from stages.evaluation.answers import Answer, answered, prompt_format, read_answers, write_answers
 from stages.evaluation.difference import Difference
 from stages.evaluation.fidelity import vocabulary
@@ -21,6 +22,7 @@ from stages.schema import ValidateConfig
 
 PART = 75  # questions that one call answers: its process opens the model once, for all of its calls
 FLIPS = 40  # that are kept with their images
+_CONVERTED = 0.99  # of the runtime's tokens: where fewer are torch's, no format of weights is at fault
 _WIDTH = 320  # pixels, at most, of an image that is kept
 
 
@@ -40,9 +42,10 @@ def ask(
     if model.config().vision is None:
         raise StageError("the questions are about images, and the model has no tower", hint="set validate=parity")
     questions = read_asked(baseline.path)
+    check_lengths(device_model, model, questions)
     items = [{"start": start, "stop": min(start + PART, len(questions))} for start in range(0, len(questions), PART)]
     parts: dict[int, dict[str, Any]] = {}
-    for index, part in work.map("stages.evaluation.part.evaluate_part", items):
+    for index, part in work.map("stages.evaluation.part.evaluate_part", items, cpus=config.threads):
         parts[index] = part
         work.progress(sum(len(each["tokens"]) for each in parts.values()), len(questions), "questions")
     ordered = [parts[index] for index in range(len(items))]
@@ -51,12 +54,38 @@ def ask(
     reference = read_answers(baseline.path / "answers.jsonl")
     write_answers(work.out / "answers.jsonl", answers)
     _write_flips(work.out, questions, reference, answers)
+    compared, parity = compare(questions, answers, reference, config), _parity(ordered)
+    low = [task for task, found in compared["tasks"].items() if _is_low(found, config.advise)]
+    if low and parity["top1"] > _CONVERTED:
+        doubtful = [example for example in questions if example.task in low]
+        measured = alternatives(checkpoint, model, doubtful, work)
+        (work.out / "alternatives.json").write_text(json.dumps(measured, indent=2, sort_keys=True), encoding="utf-8")
     return {
         "questions": baseline.metrics()["questions"],
-        **compare(questions, answers, reference, config),
-        "parity": _parity(ordered),
+        **compared,
+        "parity": parity,
         "fidelity": {**_fidelity(ordered), "vocabulary": vocabulary(checkpoint, device_model)},
     }
+
+
+def check_lengths(device_model: DeviceModel, model: QuantizedModel, questions: Questions) -> None:
+    """Raise StageError naming each question whose prompt leaves no room in the context for an answer."""
+    prompts, context = prompt_format(device_model.path, model.config()), int(device_model.description()["context"])
+    long = [
+        f"{each.where or repr(each.question[:40])}: {count} tokens"
+        for each in questions
+        if (count := len(prompts.encode(each.question))) >= context
+    ]
+    if long:
+        shown = "\n    ".join([*long[:10], *([f"and {len(long) - 10} more"] if len(long) > 10 else [])])
+        raise StageError(
+            f"{len(long)} prompts do not fit the context of {context}:\n    {shown}",
+            hint="Ask shorter questions, or convert with a larger context (convert.context).",
+        )
+
+
+def _is_low(found: dict[str, Any], bound: float | None) -> bool:
+    return bound is not None and bool(found["fp32"]) and float(found["retention_low"]) < bound
 
 
 def _parity(parts: Sequence[dict[str, Any]]) -> dict[str, float | int]:

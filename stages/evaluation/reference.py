@@ -14,13 +14,13 @@ from stages.data.held_out import examples_of
 from stages.data.prompt import PromptFormat
 from stages.data.source import question_source
 from stages.evaluation.answers import answered, preprocessed, prompt_format, write_answers
+from stages.evaluation.batching import batch_size
 from stages.evaluation.metrics import tasks_of
 from stages.evaluation.names import TASKS
 from stages.models.vlm import VisionLanguageModel
 from stages.schema import QuestionsConfig
 
 PART = 250  # questions of a folder that one call answers
-_BATCH = 64  # images held at a time
 
 
 def ask_all(checkpoint: Checkpoint, config: QuestionsConfig, work: Workspace) -> dict[str, Any]:
@@ -88,8 +88,9 @@ def _answers(checkpoint: Checkpoint, examples: Sequence[Example]) -> list[list[i
 
     model, prompts = _model(checkpoint.path), prompt_format(checkpoint.path, checkpoint.config())
     found: list[list[int]] = []
-    for start in range(0, len(examples), _BATCH):
-        part = examples[start : start + _BATCH]
+    batch = batch_size(model.config, prompts.max_new_tokens)
+    for start in range(0, len(examples), batch):
+        part = examples[start : start + batch]
         features = encode_images(model, preprocessed(part, checkpoint.preprocessing()))
         questions = [_encoded(prompts, example) for example in part]
         found += generate(model, features, questions, end=prompts.end_id, limit=prompts.max_new_tokens)

@@ -53,7 +53,7 @@ def prefill(
     if not ids or position + len(ids) > context:
         raise StageError(
             f"a prompt of {len(ids)} tokens at position {position} does not fit the context of {context}",
-            hint="Ask a shorter question, or convert with a larger context (device profile: context).",
+            hint="Ask a shorter question, or convert with a larger context (convert.context).",
         )
     chunk = session.chunk or len(ids)
     steps = [

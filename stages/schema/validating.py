@@ -31,9 +31,9 @@ class Gate:
     """A bound on a metric: min or max, the other null. task: null means each task for itself, overall all together."""
 
     metric: str
-    task: str | None
-    min: float | None
-    max: float | None
+    task: str | None = None
+    min: float | None = None
+    max: float | None = None
 
 
 @dataclass
@@ -60,8 +60,9 @@ class Prediction(Enum):
 @dataclass
 class ValidateConfig:
     """kind: what is measured, by so many threads. resamples and confidence of the paired bootstrap of questions, drawn
-    by `seed`; and what must hold: gates, which look at that end of what is predicted. advise: whether a gate that
-    fails on answers has what would help looked for, which takes about as long as asking the questions did."""
+    by `seed`; and what must hold: gates, which look at that end of what is predicted. advise: where the low end of a
+    task's retention is below this, what would help is measured, which takes about as long as asking the questions did;
+    null: never."""
 
     kind: ValidationKind
     threads: int
@@ -69,7 +70,7 @@ class ValidateConfig:
     confidence: float
     seed: int
     predictions: Prediction
-    advise: bool
+    advise: float | None
     gates: list[Gate]
 
 

@@ -12,7 +12,8 @@ from omegaconf import OmegaConf
 
 from stages.artifacts import Evaluation, QuantizedModel
 from stages.data.asked import read_asked
-from stages.evaluation.advice import advise, parts_of
+from stages.evaluation.advice import advise
+from stages.evaluation.alternatives import alternatives, parts_of
 from stages.evaluation.gates import check_budgets, check_gates
 from stages.evaluation.names import PREDICTED
 from stages.quantizers.replaced import Measured, ReplacedModel
@@ -23,7 +24,8 @@ from tests.rounded import edited
 
 MIB = 2**20
 HELP = re.compile(
-    r"(?P<part>.+) in (?P<kind>int8|float16): (?P<points>[+-][\d.]+) points on (?P<count>\d+) questions, "
+    r"(?P<part>.+) in (?P<kind>int8|float16): (?P<points>[+-][\d.]+) points of exact answers on (?P<count>\d+) "
+    r"questions, "
     r"divergence (?P<divergence>[+-][\d.e-]+), for (?P<cost>[\d.e-]+) MiB \((?P<setting>.+)\)"
 )
 RETENTION = Gate("retention_low", None, 0.999, None)
@@ -64,17 +66,12 @@ def advised(
     answering: Answering, model: QuantizedModel, gates: list[dict[str, Any]], path: Path, **options: Any
 ) -> list[dict[str, Any]]:
     evaluation = options.get("evaluation", Evaluation(path))
-    metrics = options.get("metrics", {})
-    return advise(
-        gates,
-        metrics,
-        evaluation,
-        answering.checkpoint,
-        model,
-        answering.baseline,
-        options.get("measure", True),
-        workspace(path / "work"),
-    )
+    if options.get("measure", True):
+        questions = list(read_asked(answering.baseline.path))
+        measured = alternatives(answering.checkpoint, model, questions, workspace(path / "work"))
+        evaluation.write_json("alternatives.json", measured)
+    metrics = options.get("metrics", {"tasks": {}})
+    return advise(gates, metrics, evaluation, model, options.get("device", group("device", "pixel-8")))
 
 
 def failing(*metrics: str) -> list[dict[str, Any]]:

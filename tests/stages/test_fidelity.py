@@ -196,10 +196,10 @@ def test_the_damaged_layer_is_the_worst(factor: float, checkpoint: Checkpoint, t
 def test_another_norm_is_no_rounding(checkpoint: Checkpoint, tmp_path: Path) -> None:
     """As training, or a method that moves scales from layer to layer, would leave it."""
     model = rounded(checkpoint, tmp_path / "model")
-    assert weights(checkpoint, model)[1]
+    assert weights(checkpoint, model)[1] == 1
     trained = edited(model, tmp_path / "trained", "text.norm.weight", lambda values: values * 1.01)
-    layers, kept = weights(checkpoint, trained)
-    assert not kept and len(layers) == len(weights(checkpoint, model)[0])
+    layers, same = weights(checkpoint, trained)
+    assert 0.9 < same < 1 and len(layers) == len(weights(checkpoint, model)[0])
 
 
 def test_awq_moves_scales_and_gptq_does_not(tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_awq_moves_scales_and_gptq_does_not(tmp_path: Path) -> None:
         )
         for name in ("awq", "int4")
     }
-    assert not kept["awq"][1] and kept["int4"][1]
+    assert kept["awq"][1] < 1 and kept["int4"][1] == 1
     assert max(layer.scale for layer in kept["int4"][0]) < GATE
 
 
