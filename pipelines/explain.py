@@ -82,16 +82,31 @@ def reason(checkout: Checkout, history: History, node: Node, ingredients: Mappin
 def before(checkout: Checkout, history: History, node: Node) -> Record | None:
     """Return what the node was in the last build: the workspace's record, or the newest that the history knows.
 
-    A node that devices shared, or shared differently, was called otherwise then: `validate` was `validate-pixel-8`.
+    A node that devices shared, or shared differently, was called otherwise then: `validate` was `validate-pixel-8`. And
+    with one device each, `validate` was another device's: what reads its device is not held against that.
     """
     names = [node.name, node.stage.name, *(f"{node.stage.name}-{device}" for device in node.devices)]
+    devices = node.devices if node.stage.per and node.stage.device else ()
     for name in dict.fromkeys(names if node.stage.per else names[:1]):
         found = read_record(checkout.project.root / f"artifacts/build/{name}.json")
-        if found is None and (key := history.key_of(name)):
+        if found is not None and devices and is_others(history, name, found, devices):
+            found = None
+        if found is None and (key := history.key_of(name, devices)):
             found = checkout.ledger.get(key)
         if found is not None:
             return found
     return None
+
+
+def is_others(history: History, name: str, record: Record, devices: tuple[str, ...]) -> bool:
+    """Say whether the record of a node called `name` was made for other devices than these, by all that is known."""
+    device = (record.ingredients.get("device") or {}).get("name")
+    if device is not None:
+        return device not in devices
+    known = [
+        build.devices[name] for build in history.builds if build.nodes.get(name) == record.key and name in build.devices
+    ]
+    return bool(known) and not any(set(each) & set(devices) for each in known)
 
 
 def may_change(plan: Plan, node: Node, known: Mapping[str, str]) -> str:
@@ -200,7 +215,8 @@ class Account:
 
 def explain(project: Project, plan: Plan, name: str) -> Account:
     """Return what is to be said of the node `name`. Raises PlanError where there is none."""
-    if name not in plan.nodes and (build := history_of(project).latest()) and name in build.nodes:
+    unknown = name not in plan.nodes and not plan.of_stage(name)
+    if unknown and (build := history_of(project).latest()) and name in build.nodes:
         raise PlanError(
             f"no node is called '{name}' with these overrides; the last build had it with others",
             hint=shlex.join(["tapeout", "explain", name, *build.overrides]),

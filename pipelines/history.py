@@ -118,9 +118,16 @@ class History:
         """Return the newest build that made the result of `key`, or None."""
         return next((build for build in self.builds if key in build.made), None)
 
-    def key_of(self, node: str) -> str | None:
-        """Return the key that a node had in the newest build that has a result of it, or None."""
-        return next((key for build in self.builds if (key := build.nodes.get(node))), None)
+    def key_of(self, node: str, devices: tuple[str, ...] = ()) -> str | None:
+        """Return the key that a node had in the newest build that has a result of it, or None.
+
+        devices: if any are given, a build counts where the node was for one of them, or where that was not noted.
+        """
+        for build in self.builds:
+            apart = devices and node in build.devices and not set(devices) & set(build.devices[node])
+            if not apart and (key := build.nodes.get(node)):
+                return key
+        return None
 
     def write(self, build: Build) -> None:
         """Write an entry. Raises StoreError."""

@@ -16,6 +16,8 @@ from pipelines.errors import ConfigError, PlanError, TapeoutError, suggestion
 from pipelines.project import Project
 from pipelines.spec import NAME, StageSpec
 
+FEW = 6  # nodes that an error names
+
 
 @dataclass(frozen=True)
 class Node:
@@ -63,10 +65,19 @@ class Plan:
 
     def node(self, name: str) -> Node:
         """Return the node called `name`. Raises PlanError."""
-        if name not in self.nodes:
-            hint = suggestion(name, self.nodes, "nodes")
-            raise PlanError(f"no node is called '{name}'", hint=hint)
-        return self.nodes[name]
+        if name in self.nodes:
+            return self.nodes[name]
+        if found := self.of_stage(name):
+            more = f" and {len(found) - FEW} more: 'tapeout plan' lists them" if len(found) > FEW else ""
+            raise PlanError(
+                f"no node is called '{name}': that stage has one for each device here, or for those that share it",
+                hint=f"name one of them: {', '.join(found[:FEW])}{more}",
+            )
+        raise PlanError(f"no node is called '{name}'", hint=suggestion(name, self.nodes, "nodes"))
+
+    def of_stage(self, stage: str) -> list[str]:
+        """Return the names of a stage's nodes."""
+        return [name for name, node in self.nodes.items() if node.stage.name == stage]
 
 
 def make_plan(project: Project, config: Config) -> Plan:

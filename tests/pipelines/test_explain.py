@@ -189,6 +189,29 @@ def test_a_node_is_compared_with_the_newest_build_that_knows_it(toy_built: Toy) 
     assert rows(toy_built, "quantize.bits=8")["validate"]["status"] == "cached"
 
 
+def test_a_device_is_not_held_against_another(toy: Toy) -> None:
+    """With one device each, both have a node called `validate`."""
+    assert toy.build("device=[phone]").status == 0
+    why = {name: row["why"] for name, row in rows(toy, "device=[watch]").items()}
+    assert why["convert"] == why["validate"] == why["package-watch"] == "not built before"
+    assert toy.build("device=[watch]").why["validate"] == "not built before"
+    assert toy.run("explain", "validate", "device=[watch]", "validate.bound=0.6").out.count("last made  build 2") == 1
+    phone = rows(toy, "device=[phone]", "device.phone.budget=3")  # artifacts/ holds the watch's now
+    assert phone["validate"]["why"] == "device.phone.budget 1 -> 3"
+    both = rows(toy, "device=[phone,watch]", "validate.bound=0.6")
+    assert both["validate-phone"]["why"] == both["validate-watch"]["why"] == "validate.bound 0.5 -> 0.6"
+    assert rows(toy, "device=[tablet]", "quantize=int8")["quantize"]["why"] == "quantize.bits 4 -> 8"  # reads no device
+
+
+def test_a_device_that_a_record_names_is_not_held_against_another_either(toy: Toy) -> None:
+    """Without a history, too: what was pulled has none."""
+    toy.edit("conf/pipeline/main.yaml", "device_fields: [budget]", "device_fields: [name, budget]")
+    assert toy.build("device=[phone]").status == 0
+    shutil.rmtree(toy.root / ".tapeout/builds")
+    assert rows(toy, "device=[watch]")["validate"]["why"] == "not built before"
+    assert rows(toy, "device=[phone]", "device.phone.budget=3")["validate"]["why"] == "device.phone.budget 1 -> 3"
+
+
 def test_explain_says_what_a_node_is_made_of_and_what_was_different(toy_built: Toy) -> None:
     lines = toy_built.run("explain", "quantize", "quantize.bits=8").out.splitlines()
     assert lines[0] == "quantize: toystages.quantize.quantize"
@@ -236,6 +259,16 @@ def test_explain_of_an_unknown_node_names_the_nearest(toy_built: Toy) -> None:
     result = toy_built.run("explain", "quantise")
     assert result.status == 2
     assert "did you mean 'quantize'?" in result.err
+
+
+def test_a_stage_with_a_node_for_each_device_names_them(toy: Toy) -> None:
+    for built in (False, True):
+        result = toy.run("explain", "validate", "device=[phone,watch]")
+        assert result.status == 2
+        assert "no node is called 'validate': that stage has one for each device here" in result.err
+        assert "name one of them: validate-phone, validate-watch\n" in result.err
+        if not built:
+            assert toy.build("device=[watch]").status == 0  # its node is called validate
 
 
 def test_a_node_of_the_last_build_only_says_with_which_overrides(toy_built: Toy) -> None:
