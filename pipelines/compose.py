@@ -20,6 +20,8 @@ from pipelines.choices import check_devices_chosen, choices_of
 from pipelines.errors import ConfigError, suggestion
 from pipelines.project import Project
 
+FEW = 5  # devices that a hint spells out
+
 
 def compose(project: Project, overrides: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
     """Return the resolved configuration and {group: choice}. Raises ConfigError."""
@@ -42,9 +44,7 @@ def compose(project: Project, overrides: list[str]) -> tuple[dict[str, Any], dic
     except MissingConfigException as error:
         raise missing_file(project, str(error.missing_cfg_file)) from error
     except OverrideParseException as error:
-        raise ConfigError(
-            f"'{error.override}' is not an override", hint="write group=name, group.key=value or +group.key=value"
-        ) from error
+        raise ConfigError(f"'{error.override}' is not an override", hint=how_to_write(str(error.override))) from error
     except ConfigCompositionException as error:
         raise impossible_override(project, error, overrides) from error
     except (HydraException, OmegaConfBaseException) as error:
@@ -112,6 +112,15 @@ def missing_file(project: Project, name: str) -> ConfigError:
     )
 
 
+def how_to_write(override: str) -> str:
+    """Return the hint for what is not an override. A ~ is Hydra's own sign, and the shell leaves it alone there."""
+    key, _, value = override.partition("=")
+    if value.startswith("~"):
+        home = f"for your home folder write {key}=$HOME{value[1:]}; " if value[1:2] in ("", "/") else ""
+        return f"""{home}a value that itself begins with ~ is quoted twice: "{key}='{value}'\""""
+    return "write group=name, group.key=value or +group.key=value"
+
+
 def impossible_override(project: Project, error: ConfigCompositionException, overrides: list[str]) -> ConfigError:
     """Return the error for an override of a key or group that is not there."""
     cause = error.__cause__
@@ -124,6 +133,11 @@ def impossible_override(project: Project, error: ConfigCompositionException, ove
     removed = next((each for each in overrides if each.partition("=")[0] == f"~{key}"), None)
     if removed and removed != given:
         return ConfigError(f"{given}: '{key}' is taken away by {removed}", hint="leave out one of the two")
+    if path == "device" and last in choices_of(project, "device"):
+        return ConfigError(
+            f"{given}: {last} is in conf/device, and is not among the chosen devices: {', '.join(known)}",
+            hint=f"choose it as well: device=[{','.join([*(known if len(known) <= FEW else ['...']), last])}]",
+        )
     where = f"{path} has no key '{last}'" if path else f"there is no group or key '{last}'"
     return ConfigError(f"{given}: {where}", hint=suggestion(last, known, f"{path} has" if path else "there are"))
 
