@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from stages.reporting.charts import Axis, axis_between, interval, scale
-from stages.reporting.facts import Evaluation, Facts, listed, part, tasks
+from stages.reporting.facts import Evaluation, Facts, listed, part, tasks, unanswered
 from stages.reporting.markup import Html, element, foreign
 from stages.reporting.parts import scrolling
-from stages.reporting.words import amount, count, is_number, named, number, percent, points
+from stages.reporting.words import ABSENT, NONE_ANSWERED, amount, count, is_number, named, number, percent, points
 
 METRICS = {"exact": "exact", "facts": "facts", "cer": "1 − CER", "anls": "ANLS", "cider": "CIDEr"}
 
@@ -44,7 +44,7 @@ def _evaluation(found: Evaluation, axis: Axis | None) -> Html:
     return element(
         "section",
         element("h3", foreign(found.label), element("small", said)),
-        element("p", _questions(found.metrics), class_="lead") if _questions(found.metrics) else None,
+        element("p", _questions(found.metrics), class_="lead") if part(found.metrics, "questions") else None,
         scrolling(table, f"Tasks of {found.label}") if rows else None,
         _parity(found.metrics),
         class_="evaluation",
@@ -59,6 +59,9 @@ def _row(name: str, task: Mapping[str, Any], found: Evaluation, axis: Axis | Non
     failed = any(gate.task == name and not gate.passed for gate in gates)
     words = f"{percent(kept)}, {percent(low)} to {percent(high)}" + (f"; gate {percent(bound)}" if bound else "")
     ends = f"{points(low)}–{points(high)}" if low is not None and high is not None else None
+    shown = [element("b", points(kept)), element("small", ends)]
+    if unanswered(task):
+        kept, shown = None, [element("b", ABSENT), element("small", NONE_ANSWERED)]
     return element(
         "tr",
         element("th", foreign(name), scope="row"),
@@ -66,7 +69,7 @@ def _row(name: str, task: Mapping[str, Any], found: Evaluation, axis: Axis | Non
         element("td", METRICS.get(str(task.get("metric")), foreign(task.get("metric") or ""))),
         element("td", points(task.get("fp32")), class_="number"),
         element("td", points(task.get("artifact")), class_="number"),
-        element("td", element("b", points(kept)), element("small", ends), class_=f"number{' bad' if failed else ''}"),
+        element("td", shown, class_=f"number{' bad' if failed else ''}"),
         element(
             "td", interval(axis, kept, low, high, bound, words) if axis and kept is not None else None, class_="track"
         ),
@@ -81,6 +84,7 @@ def _axis(facts: Facts) -> Axis | None:
         float(task[key])
         for found in facts.evaluations
         for task in tasks(found.metrics).values()
+        if not unanswered(task)
         for key in ("retention", "retention_low", "retention_high")
         if is_number(task.get(key))
     ]
@@ -88,15 +92,18 @@ def _axis(facts: Facts) -> Axis | None:
     return axis_between([*values, 1.0], 3) if values else None
 
 
-def _questions(metrics: Mapping[str, Any]) -> str:
+def _questions(metrics: Mapping[str, Any]) -> list[Any]:
+    """How many, from where, and how they were drawn: where a folder has fewer of a task, all of them are asked."""
     asked = part(metrics, "questions")
-    if not asked:
-        return ""
-    amount, per_task = asked.get("count"), asked.get("per_task")
-    words = f"{amount:,} questions".replace(",", "\u202f") if is_number(amount) else "Questions"
-    words += f", {per_task} a task" if per_task else ""
-    words += f" of {asked['source']}" if asked.get("source") else ""
-    return words + (f", seed {asked['seed']}" if asked.get("seed") is not None else "") + "."
+    amount, per_task, source = asked.get("count"), asked.get("per_task"), asked.get("source")
+    procedural = source == "procedural"
+    noun = "procedural question" if procedural else "question"
+    words: list[Any] = [count(int(amount), noun) if is_number(amount) else f"{noun.capitalize()}s"]
+    words += [] if procedural or not source else [" of ", foreign(source)]
+    drawn = [task.get("n") == per_task for task in tasks(metrics).values()] if is_number(per_task) else []
+    words += [f", {per_task} a task"] if drawn and all(drawn) else []
+    words += [f", seed {asked['seed']}"] if (procedural or any(drawn)) and asked.get("seed") is not None else []
+    return [*words, "."]
 
 
 def _parity(metrics: Mapping[str, Any]) -> Html | None:

@@ -8,7 +8,7 @@ from typing import Any
 from stages.reporting.facts import Device, Facts, Gate, part
 from stages.reporting.markup import Html, element, foreign
 from stages.reporting.parts import known, scrolling, verdict
-from stages.reporting.words import RUNTIMES, amount, count, named
+from stages.reporting.words import NONE_ANSWERED, RUNTIMES, amount, count, named
 
 
 def sheets(facts: Facts) -> Html:
@@ -38,7 +38,7 @@ def _gates(device: Device) -> Html:
     if not device.gates:
         return element("p", "No gate is set.")
     ordered = sorted(device.gates, key=lambda gate: gate.passed)
-    rows = [_gate(gate) for gate in ordered]
+    rows = [_gate(device, gate) for gate in ordered]
     head = element(
         "tr",
         element("th", "Gate", scope="col"),
@@ -51,18 +51,20 @@ def _gates(device: Device) -> Html:
     return scrolling(table, f"Gates of {device.title}")
 
 
-def _gate(gate: Gate) -> Html:
+def _gate(device: Device, gate: Gate) -> Html:
     sign = "\u2265" if gate.kind == "min" else "\u2264"
     word = "predicted" if gate.predicted else "measured"
+    end = f"{gate.end} end{', judged' if device.judged(gate) else ''}"
+    value = NONE_ANSWERED if device.retains_nothing(gate) else amount(gate.metric, gate.value)
     return element(
         "tr",
         element(
             "th",
             foreign(named(gate.metric, gate.task)),
-            element("small", f"{gate.end} end") if gate.end != "value" else None,
+            element("small", end) if gate.end != "value" else None,
             scope="row",
         ),
-        element("td", amount(gate.metric, gate.value), class_=f"number {word}{'' if gate.passed else ' bad'}"),
+        element("td", value, class_=f"number {word}{'' if gate.passed else ' bad'}"),
         element("td", f"{sign} {amount(gate.metric, gate.bound, True)}", class_="number"),
         element("td", known(gate.predicted)),
         element("td", "passed" if gate.passed else element("strong", "failed", class_="bad")),

@@ -20,11 +20,17 @@ BUDGETS = {"memory_mib": "peak_memory_mib"}  # {budget: the prediction that it b
 
 @dataclass(frozen=True)
 class Estimate:
-    """A prediction; low and high: the ends of its 90 % interval, or None."""
+    """A prediction; low and high: the ends of its 90 % interval, or None. judged: they are no such interval but the
+    range that a judgement gives, where no errors on held-out devices are known."""
 
     value: float
     low: float | None = None
     high: float | None = None
+    judged: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """As a stage tells it: judged is there where it is so."""
+        return {"value": self.value, "low": self.low, "high": self.high} | ({"judged": True} if self.judged else {})
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,7 @@ class Device:
 
     @property
     def risk_count(self) -> int | None:
-        """How many findings there are, each counted as often as it occurs; None: not told."""
+        """How many findings there are; None: not told."""
         value = self.metrics.get("risks")
         return int(value) if is_number(value) else None
 
@@ -80,9 +86,22 @@ class Device:
         return estimate(part(self.metrics, "predicted").get(name))
 
     def budget(self, name: str) -> float | None:
-        """The tightest bound that a gate sets on a prediction, or on the size as `size_mib`; None: none."""
+        """The tightest bound that a gate sets on a prediction, or in MiB on the size as `size_mib`; None: none."""
         bounds = [gate.bound for gate in self.gates if self._bounds(gate, name)]
+        if name == "size_mib":
+            bounds += [gate.bound / 2**20 for gate in self.gates if gate.metric == "size_bytes" and gate.kind == "max"]
         return None if not bounds else min(bounds) if not more_is_better(name) else max(bounds)
+
+    def judged(self, gate: Gate) -> bool:
+        """Say whether the ends of what a gate bounds are judged, not those of an interval."""
+        last = gate.metric.rpartition(".")[2]
+        found = self.estimate(BUDGETS.get(last, last)) if gate.predicted else None
+        return found is not None and found.judged
+
+    def retains_nothing(self, gate: Gate) -> bool:
+        """Say whether a gate asks for retention where the float model scores nothing."""
+        task = tasks(self.metrics).get(gate.task or "", part(self.metrics, "overall"))
+        return gate.metric.rpartition(".")[2].startswith("retention") and unanswered(task)
 
     def _bounds(self, gate: Gate, name: str) -> bool:
         kind, _, last = gate.metric.rpartition(".")
@@ -220,7 +239,7 @@ def estimate(told: Any) -> Estimate | None:
         return Estimate(float(told))
     if isinstance(told, Mapping) and is_number(told.get("value")):
         low, high = (float(told[end]) if is_number(told.get(end)) else None for end in ("low", "high"))
-        return Estimate(float(told["value"]), low, high)
+        return Estimate(float(told["value"]), low, high, told.get("judged") is True)
     return None
 
 
@@ -234,16 +253,25 @@ def tasks(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 
 def worst(metrics: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]] | None:
-    """The task whose retention may be the lowest, by the low end of its interval; None where there is none."""
-    found = {name: task for name, task in tasks(metrics).items() if is_number(task.get("retention"))}
-    if not found:
-        return None
-    low = {
-        name: task["retention_low"] if is_number(task.get("retention_low")) else task["retention"]
-        for name, task in found.items()
-    }
-    name = min(found, key=lambda each: (low[each], found[each]["retention"], each))
-    return name, found[name]
+    """The task that retains least, of several the one whose interval begins lowest; None where none retains anything,
+    because none was asked or because the float model answers none of them."""
+    found = [
+        (name, task)
+        for name, task in tasks(metrics).items()
+        if is_number(task.get("retention")) and not unanswered(task)
+    ]
+    return min(found, key=lambda pair: (*retained(pair[1]), pair[0]), default=None)
+
+
+def retained(task: Mapping[str, Any]) -> tuple[float, float]:
+    """By how much tasks are told apart: the retention, then the low end of its interval."""
+    low = task.get("retention_low")
+    return task["retention"], low if is_number(low) else task["retention"]
+
+
+def unanswered(task: Mapping[str, Any]) -> bool:
+    """Say whether the float model scores nothing, so that there is nothing to retain: its retention is told as 0."""
+    return task.get("fp32") == 0
 
 
 def part(metrics: Mapping[str, Any], key: str) -> Mapping[str, Any]:

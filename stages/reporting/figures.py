@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from stages.reporting.facts import Device, Facts, part, read_lines, worst
+from stages.reporting.facts import Device, Facts, part, read_lines, retained, tasks, unanswered, worst
 from stages.reporting.markup import Html, element, foreign
-from stages.reporting.words import ABSENT, count, is_number, mebibytes, number, percent
+from stages.reporting.parts import ends
+from stages.reporting.words import ABSENT, NONE_ANSWERED, count, is_number, mebibytes, number, percent
 
 PREDICTED = (
     "encode_ms",
@@ -72,6 +74,7 @@ def report_data(facts: Facts) -> dict[str, Any]:
         "seconds": facts.summary["seconds"],
         "gates": {"passed": sum(gate.passed for gate in gates), "all": len(gates)},
         "flips": _flipped(facts)[0],
+        "worst": {"device": found[0].name, **_kept(found[1])} if (found := _worst(facts)) else None,
         "nodes": {
             status: sum(node.status == status for node in facts.build.nodes)
             for status in ("built", "cached", "failed", "skipped")
@@ -82,11 +85,7 @@ def report_data(facts: Facts) -> dict[str, Any]:
 
 def _device(device: Device) -> dict[str, Any]:
     found = worst(device.metrics)
-    kept = None
-    if found is not None:
-        keys = {"retention": "retention", "low": "retention_low", "high": "retention_high"}
-        kept = {"task": found[0], **{key: found[1].get(name) for key, name in keys.items()}}
-    predicted = {name: vars(each) for name in PREDICTED if (each := device.estimate(name)) is not None}
+    predicted = {name: each.to_json() for name in PREDICTED if (each := device.estimate(name)) is not None}
     return {
         "name": device.name,
         "title": device.title,
@@ -95,20 +94,34 @@ def _device(device: Device) -> dict[str, Any]:
         "verdict": device.verdict,
         "gates": {"passed": len(device.gates) - len(device.failed), "all": len(device.gates)},
         "size_bytes": device.size,
-        "worst": kept,
+        "worst": _kept(found) if found else None,
         "predicted": predicted,
         "risks": device.risk_count,
         "bundle": device.bundle,
     }
 
 
+def _kept(found: tuple[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What a task retains, with the interval."""
+    keys = {"retention": "retention", "low": "retention_low", "high": "retention_high"}
+    return {"task": found[0], **{key: found[1].get(name) for key, name in keys.items()}}
+
+
 def _retention(facts: Facts) -> tuple[str, Html, str, str]:
-    found = [(each, device) for device in facts.devices if (each := worst(device.metrics)) is not None]
-    if not found:
-        return "Worst retention", element("b", ABSENT), "not measured", ""
-    (task, row), device = min(found, key=lambda pair: pair[0][1].get("retention_low") or pair[0][1]["retention"])
-    ends = f"{percent(row.get('retention_low'))} to {percent(row.get('retention_high'))}"
-    return "Worst retention", element("b", percent(row["retention"])), f"{ends}: {task}, {device.title}", ""
+    found = _worst(facts)
+    if found is None:
+        none = any(unanswered(task) for device in facts.devices for task in tasks(device.metrics).values())
+        return "Worst retention", element("b", ABSENT), NONE_ANSWERED if none else "not measured", ""
+    device, (task, row) = found
+    between = f"{percent(row.get('retention_low'))} to {percent(row.get('retention_high'))}"
+    shown = element("b", percent(row["retention"]), data_figure="worst/retention")
+    return "Worst retention", shown, f"{between}: {task}, {device.title}", ""
+
+
+def _worst(facts: Facts) -> tuple[Device, tuple[str, Mapping[str, Any]]] | None:
+    """The device whose worst task retains least, with that task; None where nothing is retained on any."""
+    found = [(device, each) for device in facts.devices if (each := worst(device.metrics)) is not None]
+    return min(found, key=lambda pair: retained(pair[1][1]), default=None)
 
 
 def _largest(facts: Facts) -> tuple[str, Html, str, str]:
@@ -128,8 +141,9 @@ def _slowest(facts: Facts) -> tuple[str, Html, str, str]:
         found = [(each, device) for device in facts.devices if (each := device.estimate(name)) is not None]
         if found:
             each, device = worse(found, key=lambda pair: pair[0].value)
-            ends = f"{number(each.low, 2)}–{number(each.high, 2)}: " if each.low is not None else ""
-            return title, element("b", number(each.value), f" {unit}"), f"{ends}{device.title}, predicted", "predicted"
+            between = f"{ends(each)}: " if each.low is not None else ""
+            words = f"{between}{device.title}, predicted"
+            return title, element("b", number(each.value), f" {unit}"), words, "predicted"
     return "Slowest decode", element("b", ABSENT), "nothing is predicted", ""
 
 
@@ -144,5 +158,5 @@ def _flipped(facts: Facts) -> tuple[int, str]:
         return 0, "not recorded"
     most, evaluation = max(found, key=lambda pair: pair[0])
     asked = part(evaluation.metrics, "questions").get("count")
-    of = f"of {number(asked, 9)} questions, " if is_number(asked) else ""
+    of = f"of {count(int(asked), 'question')}, " if is_number(asked) else ""
     return most, f"{of}{evaluation.label}"

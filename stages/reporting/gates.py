@@ -8,7 +8,7 @@ from pipelines.report import ReportedNode
 from stages.reporting.facts import Device, Facts, Gate, listed
 from stages.reporting.markup import Html, element, foreign
 from stages.reporting.parts import folded_text, known
-from stages.reporting.words import amount, count, named
+from stages.reporting.words import NONE_ANSWERED, amount, count, named
 
 
 def blocking(facts: Facts) -> Html:
@@ -16,7 +16,7 @@ def blocking(facts: Facts) -> Html:
     groups: dict[tuple[Any, ...], list[tuple[Device, Gate]]] = {}
     for device in facts.devices:
         for gate in device.failed:
-            key = (gate.metric, gate.task, gate.bound, gate.kind, gate.end, gate.predicted)
+            key = (gate.metric, gate.task, gate.bound, gate.kind, gate.end, gate.predicted, device.judged(gate))
             groups.setdefault(key, []).append((device, gate))
     helped: dict[tuple[str, ...], list[list[tuple[Device, Gate]]]] = {}
     for failed in groups.values():
@@ -56,26 +56,34 @@ def _blocked(gates: list[list[tuple[Device, Gate]]], hints: tuple[str, ...]) -> 
 
 
 def _missed(failed: list[tuple[Device, Gate]]) -> list[Html]:
-    gate = failed[0][1]
+    first, gate = failed[0]
     wanted = f" must be at {'least' if gate.kind == 'min' else 'most'} {amount(gate.metric, gate.bound, True)}"
-    wanted += f" at the interval's {gate.end} end" if gate.end in ("low", "high") else ""
-    values: dict[float | None, list[str]] = {}
+    whose = "judged range" if first.judged(gate) else "interval"
+    wanted += f" at the {whose}'s {gate.end} end" if gate.end in ("low", "high") else ""
+    values: dict[tuple[str, str], list[str]] = {}
     for device, each in sorted(failed, key=lambda pair: -_apart(pair[1])):
-        values.setdefault(each.value, []).append(device.title)
+        values.setdefault(_found(device, each), []).append(device.title)
     found = [
         element(
             "p",
-            element("b", amount(gate.metric, value), class_="bad"),
-            f", {_difference(gate, value)}: " if value is not None else ": ",
+            element("b", value, class_="bad"),
+            f"{by}: ",
             foreign(listed(titles, 12)),
             class_="where",
         )
-        for value, titles in values.items()
+        for (value, by), titles in values.items()
     ]
     return [
         element("p", element("strong", foreign(named(gate.metric, gate.task))), wanted, " ", known(gate.predicted)),
         *found,
     ]
+
+
+def _found(device: Device, gate: Gate) -> tuple[str, str]:
+    """What there is in place of what was wanted, and by how much it is apart."""
+    if device.retains_nothing(gate):
+        return NONE_ANSWERED, ""
+    return amount(gate.metric, gate.value), f", {_difference(gate, gate.value)}" if gate.value is not None else ""
 
 
 def _apart(gate: Gate) -> float:

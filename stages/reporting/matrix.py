@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from stages.reporting.facts import Device, Facts, worst
+from stages.reporting.facts import Device, Facts, tasks, unanswered, worst
 from stages.reporting.markup import Html, element, foreign
-from stages.reporting.parts import VERDICTS, scrolling, verdict
-from stages.reporting.words import ABSENT, RUNTIMES, SPEEDS, mebibytes, number, points, rounded
+from stages.reporting.parts import VERDICTS, ends, scrolling, verdict
+from stages.reporting.words import ABSENT, NONE_ANSWERED, RUNTIMES, SPEEDS, mebibytes, number, points, rounded
 
 COLUMNS = ("encode_ms", "first_token_ms", "tokens_per_s", "tokens_per_s_15min", "peak_memory_mib", "energy_j")
 
@@ -38,11 +38,10 @@ def estimate_cell(device: Device, name: str) -> Html:
     if found is None:
         return element("td", ABSENT, class_="number predicted", data_sort="")
     bad = any(not gate.passed and gate.metric.rpartition(".")[2] in (name, _budget_of(name)) for gate in device.gates)
-    ends = f"{number(found.low, 2)}–{number(found.high, 2)}" if found.low is not None else "no interval"
     return element(
         "td",
         element("b", number(found.value), data_figure=f"{device.name}/predicted/{name}"),
-        element("small", ends),
+        element("small", ends(found) or "no interval"),
         class_=f"number predicted{' bad' if bad else ''}",
         data_sort=found.value,
     )
@@ -51,7 +50,8 @@ def estimate_cell(device: Device, name: str) -> Html:
 def _row(device: Device, shown: list[str]) -> Html:
     passed = len(device.gates) - len(device.failed)
     found = worst(device.metrics)
-    budget = device.budget("size_mib")
+    bound = device.budget("size_mib")
+    large = any(gate.metric in ("size_bytes", "budget.size_mib") for gate in device.failed)
     return element(
         "tr",
         element(
@@ -73,8 +73,8 @@ def _row(device: Device, shown: list[str]) -> Html:
         element(
             "td",
             element("b", mebibytes(device.size), data_figure=f"{device.name}/size_bytes"),
-            element("small", f"of {rounded(budget)}") if budget else None,
-            class_="number",
+            element("small", f"of {rounded(bound)}") if bound else None,
+            class_=f"number{' bad' if large else ''}",
             data_sort=device.size if device.size is not None else "",
         ),
         _retention(device, found),
@@ -93,7 +93,8 @@ def _row(device: Device, shown: list[str]) -> Html:
 
 def _retention(device: Device, found: tuple[str, Mapping[str, Any]] | None) -> Html:
     if found is None:
-        return element("td", ABSENT, class_="number", data_sort="")
+        none = any(unanswered(task) for task in tasks(device.metrics).values())
+        return element("td", ABSENT, element("small", NONE_ANSWERED) if none else None, class_="number", data_sort="")
     task, row = found
     bad = any(not gate.passed and gate.metric.startswith("retention") for gate in device.gates)
     return element(

@@ -110,7 +110,8 @@ def _masthead(facts: Facts) -> Html:
             known(False),
             " on this machine, from the shipped files. ",
             known(True),
-            " for the device, with a 90 % interval; not run there.",
+            " for the device, not run there: with a 90 % interval from errors on devices that were held out, or, where "
+            "it says judged, with a range that is a judgement.",
             class_="legend",
         ),
         class_="masthead",

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from stages.reporting.facts import Device
+from collections.abc import Sequence
+
+from stages.reporting.facts import Device, Estimate
 from stages.reporting.markup import Html, element, foreign
+from stages.reporting.words import number
 
 VERDICTS = {"passed": "passes", "failed": "blocked", "broken": "not built"}
 
@@ -28,6 +31,20 @@ def known(predicted: bool) -> Html:
     """How a figure is known: a word with a sign."""
     word = "predicted" if predicted else "measured"
     return element("span", word, class_=f"known {word}")
+
+
+def ends(each: Estimate) -> str | None:
+    """Between what a prediction lies, in words that tell a judgement from an interval; None where that is not told."""
+    if each.low is None or each.high is None:
+        return None
+    return f"{number(each.low, 2)}–{number(each.high, 2)}{', judged' if each.judged else ''}"
+
+
+def intervals(found: Sequence[Estimate]) -> str:
+    """What the ends of such predictions are: intervals, judged ranges, or some of both; "" where none has ends."""
+    judged = {each.judged for each in found if each.low is not None}
+    words = {(False,): "90 % interval", (True,): "judged range", (False, True): "90 % interval, or a judged range"}
+    return words.get(tuple(sorted(judged)), "")
 
 
 def folded_text(words: str) -> Html:

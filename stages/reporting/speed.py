@@ -8,7 +8,7 @@ from dataclasses import replace
 from stages.reporting.charts import axis_for, bar, scale
 from stages.reporting.facts import Device, Estimate, Facts, estimate, listed, part
 from stages.reporting.markup import Html, element, foreign
-from stages.reporting.parts import known, scrolling
+from stages.reporting.parts import ends, intervals, known, scrolling
 from stages.reporting.words import ABSENT, SPEEDS, number, rounded
 
 SHOWN = ("encode_ms", "first_token_ms", "token_ms", "peak_memory_mib", "energy_j")
@@ -23,10 +23,11 @@ LASTING = {
 def speed(facts: Facts) -> Html:
     """A chart for each figure, then what remains of the speed by context and in the heat."""
     charts = [_chart(facts, name) for name in SHOWN]
-    tables = [table for table in (_lasting(facts), _contexts(facts)) if table is not None]
+    found = {"in the heat": _lasting(facts), "by context": _contexts(facts)}
+    tables = {name: table for name, table in found.items() if table is not None}
     parts = [
         element("div", [_sizes(facts), *charts], class_="charts"),
-        _folded("Decoding in the heat and by context", element("div", tables, class_="charts"), facts)
+        _folded(f"Decoding {' and '.join(tables)}", element("div", tables.values(), class_="charts"), facts)
         if tables
         else None,
         _basis(facts),
@@ -70,16 +71,14 @@ def _bars(title: str, unit: str, found: Sequence[tuple[Device, Estimate]], name:
     lows = [each.low for _, each in found if each.low is not None]
     axis = axis_for([*values, *lows, *(bound for bound in bounds if bound <= 2 * most)])
     ordered = sorted(found, key=lambda pair: -pair[1].value)
-    word = "predicted" if predicted else "measured"
+    word, limit = ("predicted", "budget") if predicted else ("measured", "bound")
     rows = []
     for device, each in ordered:
         bound = device.budget(name)
         bad = bound is not None and (each.high if each.high is not None else each.value) > bound
-        ends = (
-            f"{number(each.low, 2)}–{number(each.high, 2)}" if each.low is not None and each.high is not None else None
-        )
-        words = f"{number(each.value)} {unit} {word}" + (f", {ends}" if ends else "")
-        words += f"; budget {rounded(bound)}" if bound is not None else ""
+        between = ends(each)
+        words = f"{number(each.value)} {unit} {word}" + (f", {between}" if between else "")
+        words += f"; {limit} {rounded(bound)}" if bound is not None else ""
         rows.append(
             element(
                 "tr",
@@ -88,7 +87,7 @@ def _bars(title: str, unit: str, found: Sequence[tuple[Device, Estimate]], name:
                 element(
                     "td",
                     element("b", number(each.value)),
-                    element("small", ends) if ends else None,
+                    element("small", between) if between else None,
                     class_=f"number {word}{' bad' if bad else ''}",
                 ),
                 element("td", rounded(bound) if bound is not None else ABSENT, class_="number budget"),
@@ -104,9 +103,9 @@ def _bars(title: str, unit: str, found: Sequence[tuple[Device, Estimate]], name:
         element("th", "Device", scope="col"),
         element("th", scale(axis), scope="col", class_="track", aria_label="Drawn"),
         element("th", word, scope="col", class_=f"number {word}"),
-        element("th", "budget", scope="col", class_="number budget"),
+        element("th", limit, scope="col", class_="number budget"),
     )
-    note = "; 90 % interval" if any(each.low is not None for _, each in found) else ""
+    note = intervals([each for _, each in found])
     return element(
         "figure",
         element(
@@ -115,8 +114,8 @@ def _bars(title: str, unit: str, found: Sequence[tuple[Device, Estimate]], name:
             element(
                 "p",
                 known(predicted),
-                note,
-                "; line: budget" if bounds else "; no budget",
+                f"; {note}" if note else "",
+                f"; line: {limit}" if bounds else f"; no {limit}",
                 "; logarithmic" if axis.logarithmic else "",
             ),
         ),
@@ -126,7 +125,7 @@ def _bars(title: str, unit: str, found: Sequence[tuple[Device, Estimate]], name:
 
 def _lasting(facts: Facts) -> Html | None:
     shown = [name for name in LASTING if any(device.estimate(name) for device in facts.devices)]
-    if len(shown) < 2:
+    if shown in ([], ["tokens_per_s"]):
         return None
     rows = [
         (device, [device.estimate(name) for name in shown])
@@ -139,7 +138,7 @@ def _lasting(facts: Facts) -> Html | None:
 def _contexts(facts: Facts) -> Html | None:
     every = {name for device in facts.devices for name in part(device.metrics, "by_context")}
     names = sorted((name for name in every if str(name).isdecimal()), key=int)
-    if not names:
+    if len(names) < 2:
         return None
     rows = [
         (device, [estimate(part(device.metrics, "by_context").get(name)) for name in names])
@@ -167,10 +166,13 @@ def _table(title: str, unit: str, names: Sequence[str], rows: Sequence[tuple[Dev
         for device, found in rows
     ]
     table = element("table", element("thead", head), element("tbody", body))
+    note = intervals([each for _, row in rows for each in row if each is not None])
     return element(
         "figure",
         element(
-            "figcaption", element("h3", title, element("small", unit)), element("p", known(True), "; 90 % interval")
+            "figcaption",
+            element("h3", title, element("small", unit)),
+            element("p", known(True), f"; {note}" if note else ""),
         ),
         scrolling(table, title),
     )
@@ -179,9 +181,12 @@ def _table(title: str, unit: str, names: Sequence[str], rows: Sequence[tuple[Dev
 def _cell(each: Estimate | None) -> Html:
     if each is None:
         return element("td", ABSENT, class_="number predicted")
-    ends = f"{number(each.low, 2)}–{number(each.high, 2)}" if each.low is not None else None
+    between = ends(each)
     return element(
-        "td", element("b", number(each.value)), element("small", ends) if ends else None, class_="number predicted"
+        "td",
+        element("b", number(each.value)),
+        element("small", between) if between else None,
+        class_="number predicted",
     )
 
 

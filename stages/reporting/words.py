@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, TypeGuard
 
 ABSENT = "–"
+NONE_ANSWERED = "the float model answers none"
 RUNTIMES = {"coreml": "Core ML", "onnxruntime": "ONNX Runtime"}
 SPEEDS = {  # {prediction: (what it is, unit, whether more is better)}
     "encode_ms": ("Image encode", "ms", False),
@@ -46,16 +47,17 @@ def is_number(value: Any) -> TypeGuard[float]:
 
 
 def number(value: Any, digits: int = 3) -> str:
-    """To so many significant digits, thousands set apart by thin spaces: 0.171, 3.5, 1 240."""
+    """To so many significant digits, whole numbers to all, thousands set apart by thin spaces: 0.171, 3.50, 1 240."""
     if not is_number(value):
         return ABSENT
     if value == 0:
         return "0"
+    if isinstance(value, int):
+        return f"{value:,}".replace(",", "\u202f")
     places = max(0, digits - 1 - math.floor(math.log10(abs(value))))
     if places > 6:
         return f"{value:.1e}".replace("e-0", "e-")
-    shown = f"{value:,.{places}f}".replace(",", "\u202f")
-    return shown.rstrip("0").rstrip(".") if "." in shown and isinstance(value, int) else shown
+    return f"{value:,.{places}f}".replace(",", "\u202f")
 
 
 def rounded(value: Any, digits: int = 3) -> str:
@@ -98,9 +100,9 @@ def seconds(value: Any) -> str:
 
 
 def count(amount: int, noun: str) -> str:
-    """An amount with its noun: 1 gate, 12 gates."""
+    """An amount with its noun: 1 gate, 12 gates, 1 350 questions."""
     plural = noun[:-1] + "ies" if noun.endswith("y") else noun + "s"
-    return f"{amount} {noun if amount == 1 else plural}"
+    return f"{number(amount)} {noun if amount == 1 else plural}"
 
 
 def shortened(overrides: Sequence[str]) -> str:

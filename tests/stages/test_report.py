@@ -99,8 +99,11 @@ def test_key_figures_are_those_of_the_data_and_of_the_summary(made: Project) -> 
     assert page.figures["flips"] == str(page.data["flips"]) == "16"
     for device in page.data["devices"]:
         told, name = summary["metrics"][device["name"]], device["name"]
-        worst = min(told["tasks"].items(), key=lambda item: item[1]["retention_low"])
-        assert (device["worst"]["task"], device["worst"]["low"]) == (worst[0], worst[1]["retention_low"])
+        worst = min(told["tasks"].items(), key=lambda item: (item[1]["retention"], item[1]["retention_low"], item[0]))
+        kept = {
+            key: worst[1][f"retention{end}"] for key, end in (("retention", ""), ("low", "_low"), ("high", "_high"))
+        }
+        assert device["worst"] == {"task": worst[0], **kept}
         assert page.figures[f"{name}/worst/retention"] == f"{100 * device['worst']['retention']:.1f}"
         assert page.figures[f"{name}/size_bytes"] == f"{told['size_bytes'] / 2**20:.2f}"
         assert page.figures[f"{name}/gates"] == f"{device['gates']['passed']}/{device['gates']['all']}"
@@ -168,7 +171,12 @@ def test_thirty_devices_share_their_evaluations_and_images(tmp_path: Path) -> No
 def test_measured_and_predicted_are_told_apart_in_words(made: Project) -> None:
     page = page_of(made)
     assert "Image encode ms predicted; 90 % interval; line: budget" in page.text
-    assert "Size MiB measured; line: budget" in page.text
+    assert "Peak memory MiB predicted; judged range; line: budget" in page.text
+    assert "Size MiB measured; line: bound" in page.text
+    assert "with a 90 % interval from errors" in page.text and "with a range that is a judgement" in page.text
+    assert all(device["predicted"]["peak_memory_mib"]["judged"] is True for device in page.data["devices"])
+    assert all("judged" not in device["predicted"]["encode_ms"] for device in page.data["devices"])
+    assert re.search(r"budget 220 [\d.]+ [\d.]+–[\d.]+, judged 220", page.text)
     kinds = [held["class"] for held in page.all("rect") if held.get("class", "").startswith("bar ")]
     assert any(kind.startswith("bar predicted") for kind in kinds) and "bar measured" in kinds
 
@@ -205,7 +213,8 @@ def test_layers_have_bits_and_errors(made: Project, own: Project) -> None:
 def test_risks_are_listed_once_with_their_devices(made: Project) -> None:
     text = page_of(made).text
     assert text.count("A last axis of 24; it is padded to 32 or more, which costs memory.") == 1
-    assert "no chip has run these files" in text
+    assert "Static rules found 2 risks, a row each. Times: how many operators of a file it concerns, 30 in all" in text
+    assert "No chip has run these files" in text
 
 
 def test_what_is_gone_or_damaged_is_left_out(own: Project) -> None:
@@ -233,6 +242,92 @@ def test_odd_metrics_are_left_out(own: Project) -> None:
     (pixel,) = [device for device in page.data["devices"] if device["name"] == "pixel-8"]
     assert pixel["size_bytes"] is None and pixel["worst"] is None
     assert pixel["predicted"] == {"encode_ms": {"value": 1.5, "low": None, "high": None}}
+
+
+def ask_few(summary: dict[str, Any]) -> None:
+    """Three questions of a user's folder, of two tasks, one of which the float model cannot answer."""
+    text, seen = (
+        {"n": n, "metric": "exact", "fp32": fp32, "artifact": fp32, "flips": 0.0, "retention": kept}
+        | {"retention_low": 0.0, "retention_high": kept}
+        for n, fp32, kept in ((1, 0.0, 0.0), (2, 0.5, 1.0))
+    )
+    for metrics in summary["metrics"].values():
+        metrics["questions"] = {"source": "holiday", "count": 3, "per_task": 150, "seed": 23}
+        metrics["tasks"] = {"text": text, "seen": seen}
+    for gate in summary["gates"]:
+        if gate["metric"] == "retention_low":
+            gate |= {"task": "text", "value": 0.0, "passed": False}
+
+
+def test_few_questions_of_a_folder_are_told_as_they_are(own: Project) -> None:
+    page = page_of(changed(own, ask_few))
+    assert "3 questions of holiday." in page.text and "a task" not in page.text and "seed" not in page.text
+    assert "of 3 questions, Core ML" in page.text
+
+    def draw(summary: dict[str, Any]) -> None:
+        for metrics in summary["metrics"].values():
+            metrics["questions"]["per_task"] = 2
+
+    assert "3 questions of holiday, seed 23." in page_of(changed(own, draw)).text
+
+
+def test_of_what_the_original_answers_none_nothing_is_retained(own: Project) -> None:
+    page = page_of(changed(own, ask_few))
+    assert all(device["worst"]["task"] == "seen" for device in page.data["devices"])
+    assert page.data["worst"]["task"] == "seen" and page.figures["worst/retention"] == "100.0\u202f%"
+    assert "text 1 exact 0.0 0.0 – the float model answers none" in page.text
+    assert "must be at least 96.0 % measured the float model answers none: iPhone 15 Pro" in page.text
+
+    def none(summary: dict[str, Any]) -> None:
+        for metrics in summary["metrics"].values():
+            del metrics["tasks"]["seen"]
+
+    page = page_of(changed(own, none))
+    assert "Worst retention – the float model answers none" in page.text and page.data["worst"] is None
+
+
+def test_the_worst_retention_is_the_least_one_whatever_its_interval(own: Project) -> None:
+    def change(summary: dict[str, Any]) -> None:
+        for metrics in summary["metrics"].values():
+            for task in metrics["tasks"].values():
+                task |= {"retention": 1.0, "retention_low": 1.0}
+            metrics["tasks"]["digit"] |= {"retention_low": 0.9}  # of few questions
+            metrics["tasks"]["caption"] |= {"retention": 0.997, "retention_low": 0.99}
+        summary["metrics"]["pixel-8"]["tasks"]["caption"] |= {"retention_low": 0.98}
+
+    page = page_of(changed(own, change))
+    assert {device["worst"]["task"] for device in page.data["devices"]} == {"caption"}
+    assert page.data["worst"] | {"high": 0} == {
+        **{"device": "pixel-8", "task": "caption", "retention": 0.997, "low": 0.98, "high": 0}
+    }
+    assert page.figures["worst/retention"] == "99.7\u202f%" and page.figures["pixel-8/worst/retention"] == "99.7"
+
+
+def test_sizes_stand_beside_the_tightest_bound_on_them(own: Project) -> None:
+    def change(summary: dict[str, Any]) -> None:
+        for gate in summary["gates"]:
+            if gate["metric"] == "budget.size_mib":
+                gate["bound"] = 4096.0
+
+    assert "1.53 of 4 " in page_of(own).text
+    text = page_of(changed(own, change)).text
+    assert "1.53 of 35 " in text and "4\u202f096" not in text.partition("Device sheets")[0]
+
+
+def test_decoding_is_told_as_far_as_it_was_predicted(own: Project) -> None:
+    def change(summary: dict[str, Any]) -> None:
+        for metrics in summary["metrics"].values():
+            metrics["predicted"] = {key: each for key, each in metrics["predicted"].items() if "min" not in key}
+
+    assert "Decoding in the heat and by context" in page_of(own).text
+    text = page_of(changed(own, change)).text
+    assert "Decoding by context" in text and "in the heat" not in text
+
+    def one(summary: dict[str, Any]) -> None:
+        for metrics in summary["metrics"].values():
+            metrics["by_context"] = {"256": metrics["by_context"]["256"]}
+
+    assert "Decoding" not in page_of(changed(own, one)).text
 
 
 def test_a_device_that_was_not_built_says_why(own: Project) -> None:
@@ -314,6 +409,10 @@ def test_an_axis_is_logarithmic_where_one_value_dwarfs_the_others() -> None:
         (number(0.171234), "0.171"),
         (number(1240.4), "1\u202f240"),
         (number(0), "0"),
+        (number(3), "3"),
+        (number(3, 9), "3"),
+        (number(1350, 2), "1\u202f350"),
+        (number(3.0), "3.00"),
         (number(float("nan")), "–"),
         (number(1.2e-9), "1.2e-9"),
         (rounded(60.0), "60"),
