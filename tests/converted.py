@@ -66,7 +66,7 @@ def profile() -> DeviceProfile:
         prepacking=Prepacking.load,
         compile_for=None,
         hardware=Hardware(None, Peaks(unknown, unknown, unknown), None, None, None),
-        thermal=Thermal(None, None, None, None),
+        thermal=Thermal(None, None, None, None, None),
         budgets=Budgets(None, None, None, None, None),
         sources={},
         overrides={},

@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from pipelines.errors import ConfigError, nearest, suggestion
 from stages.data.lines import check_dataset
-from stages.devices.hardware import check_predictable
+from stages.devices.hardware import check_metric, check_numbers
 from stages.evaluation.names import (
     MODEL_METRICS,
     OVERALL,
@@ -72,7 +72,9 @@ def questions(config: QuestionsConfig, device: DeviceProfile | None = None) -> N
 
 
 def _check_budgets(config: ValidateConfig, device: DeviceProfile) -> None:
-    """Raise ConfigError for a budget that nothing keeps, and for a bound on latency where none can be predicted."""
+    """Raise ConfigError for numbers of a device that cannot be, for a budget that nothing keeps, and for a bound on
+    what cannot be predicted of the device."""
+    check_numbers(device)
     budgets = asdict(device.budgets)
     for name, bound in budgets.items():
         if bound is not None and bound <= 0:
@@ -80,9 +82,10 @@ def _check_budgets(config: ValidateConfig, device: DeviceProfile) -> None:
                 f"device {device.name}: budgets.{name} is {bound}",
                 hint="expected a number above 0, or null for no limit",
             )
-    bounded = any(bound is not None for name, bound in budgets.items() if name.endswith("_ms"))
-    if bounded or any(gate.metric in PREDICTED_METRICS for gate in config.gates):
-        check_predictable(device)
+    latencies = [name for name, bound in budgets.items() if bound is not None and name.endswith("_ms")]
+    bounded = [gate.metric.removeprefix("predicted.") for gate in config.gates if gate.metric in PREDICTED_METRICS]
+    for metric in (*latencies, *bounded):
+        check_metric(device, metric)
 
 
 def _check_gate(gate: Gate, kind: ValidationKind) -> None:

@@ -18,7 +18,7 @@ errors on models and chips that were held out.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -35,26 +35,37 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A prediction, and an interval that holds 90 % of what is then measured, where it is like what was measured."""
+    """A prediction, and an interval that holds 90 % of what is then measured, where it is like what was measured; or,
+    where it is judged, an interval that no errors on what was held out stand behind."""
 
     value: float
     low: float
     high: float
+    judged: bool = False
 
     def times(self, factor: float) -> "Estimate":
         """In other units."""
-        return Estimate(self.value * factor, self.low * factor, self.high * factor)
+        return replace(self, value=self.value * factor, low=self.low * factor, high=self.high * factor)
 
     def inverse(self) -> "Estimate":
         """1 / x: tokens a second of seconds a token."""
-        return Estimate(1 / self.value, 1 / self.high, 1 / self.low)
+        return replace(self, value=1 / self.value, low=1 / self.high, high=1 / self.low)
 
     def plus(self, other: "Estimate") -> "Estimate":
-        """The sum, as if both erred together, which is never too narrow."""
-        return Estimate(self.value + other.value, self.low + other.low, self.high + other.high)
+        """The sum, its ends those of both: as if both erred together and alike. That is wider than if they erred apart,
+        and neither is exact: ends of intervals do not add up."""
+        judged = self.judged or other.judged
+        return Estimate(self.value + other.value, self.low + other.low, self.high + other.high, judged)
 
-    def to_json(self) -> dict[str, float]:
-        return {name: float(f"{value:.6g}") for name, value in vars(self).items()}
+    def by(self, other: "Estimate") -> "Estimate":
+        """The product, its ends those of both."""
+        judged = self.judged or other.judged
+        return Estimate(self.value * other.value, self.low * other.low, self.high * other.high, judged)
+
+    def to_json(self) -> dict[str, float | bool]:
+        """{"value", "low", "high"}, and {"judged": true} where the interval is a judgement."""
+        ends = {name: float(f"{getattr(self, name):.6g}") for name in ("value", "low", "high")}
+        return {**ends, "judged": True} if self.judged else ends
 
 
 @dataclass(frozen=True)
@@ -132,11 +143,11 @@ class Model:
         return found
 
     def estimate(self, features: Mapping[str, float], situation: Levels, interval: str, wider: float = 1.0) -> Estimate:
-        """Of one row. interval: which of `intervals`; wider: by what its logarithms are multiplied."""
+        """Of one row. interval: which of `intervals`; wider: by what its logarithms are multiplied, a judgement."""
         row = {name: np.array([value], dtype=np.float64) for name, value in features.items()}
         value = float(np.exp(self.logarithms(row, [situation])[0]))
         low, high = (float(np.exp(wider * bound)) for bound in self.intervals[interval])
-        return Estimate(value, value * min(low, 1.0), value * max(high, 1.0))
+        return Estimate(value, value * min(low, 1.0), value * max(high, 1.0), wider != 1.0)
 
 
 def inputs(names: Sequence[str], features: Mapping[str, Array], situations: Sequence[Levels]) -> Array:

@@ -1,7 +1,12 @@
 """What is known of a device's speed, and of which processor: whether it can be predicted. Light: the plan asks too."""
 
+from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import pairwise
+
 from pipelines.errors import ConfigError
 from stages.schema import DeviceProfile, Hardware, Peak, Runtime
+from stages.schema.devices import Slowed
 
 NPU, GPU, CPU = "npu", "gpu", "cpu"
 UNITS = {  # the processor of each of Core ML's compute units and ONNX Runtime's execution providers
@@ -23,20 +28,59 @@ def predictable(device: DeviceProfile) -> bool:
     return not _missing(device)
 
 
+def check_numbers(device: DeviceProfile) -> None:
+    """Raise ConfigError where what is said of its memory, its speed or its heat cannot be."""
+    for name, value in _numbers(device):
+        if value is not None and not (value > 0 or (name == "hardware.operator_us" and value == 0)):
+            raise ConfigError(f"device {device.name}: {name} is {value}", hint="expected a number above 0, or null")
+    steps, slowing = device.thermal.steps, device.thermal.slowing
+    if steps is not None and not (steps and steps[0] == 1 and _falls(steps, strictly=True)):
+        raise ConfigError(
+            f"device {device.name}: thermal.steps is {steps}",
+            hint="expected shares of full speed, from 1 on and each lower than the one before, such as [1.0,0.8,0.6]; "
+            "or null",
+        )
+    if slowing is not None and not _slows(slowing):
+        raise ConfigError(
+            f"device {device.name}: thermal.slowing is {[asdict(each) for each in slowing]}",
+            hint="expected seconds, each more than those before, and shares of full speed, above 0 and at most 1, none "
+            "higher than the one before, such as [{seconds:60,share:1.0},{seconds:300,share:0.8}]; or null",
+        )
+
+
 def check_predictable(device: DeviceProfile) -> None:
-    """Raise ConfigError where the device's times cannot be predicted, naming what is not known of it, and where what is
-    said of it is no speed."""
-    for name, value in _numbers(device.hardware):
-        if value is not None and not (value > 0 or (name == "operator_us" and value == 0)):
-            raise ConfigError(
-                f"device {device.name}: hardware.{name} is {value}", hint="expected a number above 0, or null"
-            )
+    """Raise ConfigError where the device's times cannot be predicted, naming what is not known of it, and as
+    check_numbers does."""
+    check_numbers(device)
     if missing := _missing(device):
         names = " and ".join(f"hardware.{name}" for name in missing)
         raise ConfigError(
             f"device {device.name}: no latency can be predicted without {names}; found null, which is: not known",
             hint=f"set device.{device.name}.hardware.{missing[0]}=NUMBER, as the maker has it; or search.latency=none, "
             "and budgets of latency null",
+        )
+
+
+def check_metric(device: DeviceProfile, metric: str) -> None:
+    """Raise ConfigError where that metric (token_ms, energy_j) cannot be predicted of any model on the device, naming
+    what is not known of it. peak_memory_mib always can: it is of the model and the runtime."""
+    if metric == "peak_memory_mib":
+        return
+    check_predictable(device)
+    thermal = device.thermal
+    needed: tuple[str, ...] = ()
+    if metric == "energy_j":
+        needed = ("peak_w",)
+    elif metric.endswith("min") and not thermal.slowing:
+        needed = ("peak_w", "sustained_w", "mass_g")
+        if thermal.peak_w is not None and thermal.sustained_w is not None and thermal.sustained_w >= thermal.peak_w:
+            needed = ()
+    if missing := [name for name in needed if getattr(thermal, name) is None]:
+        names = " and ".join(f"thermal.{name}" for name in missing)
+        other = "" if metric == "energy_j" else ", or thermal.slowing as it was measured"
+        raise ConfigError(
+            f"device {device.name}: {metric} cannot be predicted without {names}; found null, which is: not known",
+            hint=f"set device.{device.name}.thermal.{missing[0]}=NUMBER{other}; or leave out the gate",
         )
 
 
@@ -91,9 +135,25 @@ def _missing(device: DeviceProfile) -> list[str]:
     return found
 
 
-def _numbers(hardware: Hardware) -> list[tuple[str, float | None]]:
-    found = [("bandwidth_gb_s", hardware.bandwidth_gb_s), ("operator_us", hardware.operator_us)]
+def _numbers(device: DeviceProfile) -> list[tuple[str, float | None]]:
+    hardware, thermal = device.hardware, device.thermal
+    found: list[tuple[str, float | None]] = [("memory_gib", device.memory_gib)]
+    found += [
+        (f"hardware.{name}", getattr(hardware, name)) for name in ("bandwidth_gb_s", "operator_us", "htp_version")
+    ]
     for processor in _PROCESSORS:
         known: Peak = getattr(hardware.peaks, processor)
-        found += [(f"peaks.{processor}.{kind}", value) for kind, value in vars(known).items()]
-    return found
+        found += [(f"hardware.peaks.{processor}.{kind}", value) for kind, value in vars(known).items()]
+    return found + [(f"thermal.{name}", getattr(thermal, name)) for name in ("mass_g", "peak_w", "sustained_w")]
+
+
+def _slows(slowing: Sequence[Slowed]) -> bool:
+    seconds = [0.0, *(each.seconds for each in slowing)]
+    later = bool(slowing) and all(before < after for before, after in pairwise(seconds))
+    return later and _falls([each.share for each in slowing], strictly=False)
+
+
+def _falls(shares: Sequence[float], *, strictly: bool) -> bool:
+    if not all(0 < share <= 1 for share in shares):
+        return False
+    return all(after < before or (after == before and not strictly) for before, after in pairwise(shares))

@@ -28,11 +28,17 @@ def peak_memory(
     activations = 2e6 * max(each.activation_megabytes for each in work.values())
     total = 1e6 * _PROCESS_MB + factor * codes + floats + cache_bytes(model, device.runtime, context=context)
     found = (total + activations) / 2**20
-    return Estimate(found, _LOW * found, _HIGH * found)
+    return Estimate(found, _LOW * found, _HIGH * found, judged=True)
 
 
 def basis_of_memory(device: DeviceProfile) -> str:
     """On what it rests, a sentence."""
     if device.runtime is Runtime.coreml:
-        return "weights once, cache and activations in float16, a process of 60 MB: nothing was measured under Core ML"
-    return "what ONNX Runtime took on the build machine for a 0.5B model in int4, by its way of loading"
+        return (
+            "weights once, cache and activations in float16, a process of 60 MB: nothing was measured under Core ML; "
+            "the interval is judged"
+        )
+    return (
+        "what ONNX Runtime took on the build machine for a 0.5B model in int4, by its way of loading; the interval is "
+        "judged"
+    )

@@ -8,7 +8,7 @@ on chips that were held out of public measurements, `python benchmarks/predictor
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from stages.devices.calibration import Estimate
@@ -26,16 +26,17 @@ CONTEXTS = (512, 1024, 2048, 4096)
 
 @dataclass(frozen=True)
 class Prediction:
-    """metrics: encode_ms (where there is a tower), prefill_ms, first_token_ms, token_ms and tokens_per_s at the end of
-    the context, peak_memory_mib; where the device's heat is known, energy_j of an image and an answer of ANSWER_TOKENS,
-    tokens_per_s_1min, _5min, _15min. by_context: tokens a second. basis: on what each rests, a sentence."""
+    """metrics: peak_memory_mib; where enough is known of the device's speed, encode_ms (where there is a tower),
+    prefill_ms, first_token_ms, token_ms and tokens_per_s at the end of the context; where its power or its heat is
+    known too, energy_j of an image and an answer of ANSWER_TOKENS, tokens_per_s_1min, _5min, _15min. by_context: tokens
+    a second. basis: on what each rests, a sentence."""
 
     metrics: Mapping[str, Estimate]
     by_context: Mapping[int, Estimate]
     basis: Mapping[str, str]
 
-    def to_json(self) -> dict[str, dict[str, float]]:
-        """{metric: {"value", "low", "high"}}."""
+    def to_json(self) -> dict[str, dict[str, float | bool]]:
+        """{metric: {"value", "low", "high"}}, with {"judged": true} where the interval is a judgement."""
         return {name: estimate.to_json() for name, estimate in self.metrics.items()}
 
 
@@ -43,9 +44,18 @@ def prediction_of(
     config: ModelConfig, sizes: Mapping[str, int], device: DeviceProfile, *, context: int, text_tokens: int
 ) -> Prediction | None:
     """sizes: the stored bytes of each weight, by name. context: rows of the cache; text_tokens: of the prompt beside
-    its image. None for a user's module, and where the device's hardware is not known."""
-    if config.text is None or not predictable(device):
+    its image. None for a user's module."""
+    if config.text is None:
         return None
+    memory = peak_memory(config, sizes, device, context=context, text_tokens=text_tokens)
+    speed = _speed(config, sizes, device, context, text_tokens) if predictable(device) else Prediction({}, {}, {})
+    metrics = {**speed.metrics, "peak_memory_mib": memory}
+    return Prediction(metrics, speed.by_context, {**speed.basis, "memory": basis_of_memory(device)})
+
+
+def _speed(
+    config: ModelConfig, sizes: Mapping[str, int], device: DeviceProfile, context: int, text_tokens: int
+) -> Prediction:
     timer, heat = Timer(device), heat_of(device.thermal)
     prompt = text_tokens + (config.vision.tokens if config.vision else 0)
     contexts = (*(each for each in CONTEXTS if prompt <= each < context), context)
@@ -58,19 +68,19 @@ def prediction_of(
         "first_token_ms": first,
         "token_ms": token,
         "tokens_per_s": token.inverse().times(1e3),
-        "peak_memory_mib": peak_memory(config, sizes, device, context=context, text_tokens=text_tokens),
     }
+    basis = timer.basis()
     if device.thermal.peak_w is not None:
         answer = first.plus(token.times(ANSWER_TOKENS - 1))
-        metrics["energy_j"] = answer.times(device.thermal.peak_w / 1e3)
+        metrics["energy_j"] = replace(answer.times(device.thermal.peak_w / 1e3), judged=True)
+        basis["energy"] = "the time that it takes, at the device's full power throughout; the interval is the time's"
     if heat:
         for minute in MINUTES:
-            metrics[f"tokens_per_s_{minute}min"] = metrics["tokens_per_s"].times(heat.speeds[minute])
-    basis = timer.basis() | {"memory": basis_of_memory(device)}
+            metrics[f"tokens_per_s_{minute}min"] = metrics["tokens_per_s"].by(heat.speeds[minute])
+        basis["sustained"] = heat.basis
     if not config.vision:
         del basis["encode"]
-    by_context = {each: estimate.inverse().times(1e3) for each, estimate in times.tokens.items()}
-    return Prediction(metrics, by_context, basis)
+    return Prediction(metrics, {each: found.inverse().times(1e3) for each, found in times.tokens.items()}, basis)
 
 
 def to_metrics(prediction: Prediction | None) -> dict[str, Any]:

@@ -10,10 +10,10 @@
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from stages.devices.calibration import Calibration, Estimate, Levels, Model, calibration
-from stages.devices.hardware import CPU, GPU, NPU, decoder_processor, hexagon, peak, tower_processor
+from stages.devices.hardware import CPU, GPU, NPU, decoder_processor, hexagon, peak, processors, tower_processor
 from stages.devices.operators import DECODE, ENCODER, PREFILL
 from stages.devices.work import Work, cache_bytes, work_of
 from stages.models.vlm import ModelConfig
@@ -34,7 +34,7 @@ _ANCHOR_TOKEN_MS, _ANCHOR_PROMPT_MS = 1e3 / 113, 1e3 / 3901
 # operations a second, and 0.4 ms. The interval is a judgement, since that is two models of one kind: what falls back to
 # the CPU takes longer.
 _ENGINE_SHARE, _ENGINE_LAUNCH_MS, _ENGINE_LOW, _ENGINE_HIGH = 0.34, 0.4, 1 / 1.6, 2.5
-_ENGINE_UNKNOWN_LOW = 0.08  # where a Neural Engine's peak is not published, and it may be so much faster than the GPU
+_ENGINE_UNKNOWN_LOW = 0.08  # where a Neural Engine's peak is not known, and it may be so much faster than the GPU
 # What an operator takes beside its work on a CPU or a GPU, in microseconds: ONNX Runtime took 48 on the build machine
 # for 21 operators of next to no work (stages/devices/host.py).
 _OPERATOR_US = 2.3
@@ -65,6 +65,11 @@ class Timer:
         self._tower, self._decoder = tower, decoder
         self._bandwidth = device.hardware.bandwidth_gb_s
         self._coreml = device.runtime is Runtime.coreml
+        self._measured = self._calibration.chips.get(device.hardware.soc or "")  # "Hexagon's version/number"
+        version = int(self._measured.partition("/")[0]) if self._measured else None
+        self._version = device.hardware.htp_version or version
+        ahead = processors(device)[: processors(device).index(tower)]
+        self._engine_unknown = self._coreml and NPU in ahead
 
     def times(
         self, model: ModelConfig, sizes: Mapping[str, int], *, contexts: tuple[int, ...], text_tokens: int
@@ -97,7 +102,7 @@ class Timer:
             "given_parameters": 1e6 * work.megaparameters,
             "given_pixels": float(model.vision.image_size**2),
             "known": 2.0,
-            "version": float(self._device.hardware.htp_version or 0),
+            "version": float(self._version or 0),
         }
         fitted = self._calibration.models["encode"]
         situation = {"unit": NPU, "precision": "float", "runtime": "onnx", **self._chip(fitted)}
@@ -108,7 +113,7 @@ class Timer:
         assert speed is not None
         computed = max(work.gigaflops / speed, work.megabytes / 1e3 / self._bandwidth) / _ENGINE_SHARE * 1e3
         value = computed + _ENGINE_LAUNCH_MS
-        return Estimate(value, _ENGINE_LOW * value, _ENGINE_HIGH * value)
+        return Estimate(value, _ENGINE_LOW * value, _ENGINE_HIGH * value, judged=True)
 
     def _share_of_peak(self, work: Work) -> Estimate:
         """On a CPU or a GPU: the share of its peak that few measured towers attained on CPUs."""
@@ -120,7 +125,9 @@ class Timer:
         value = computed + work.operators * self._operator_ms()
         low = (share / constants["encode_cpu_share_high"]) ** OTHER_MAKER
         high = (share / constants["encode_cpu_share_low"]) ** OTHER_MAKER
-        return Estimate(value, (_ENGINE_UNKNOWN_LOW if self._coreml else low) * value, high * value)
+        return Estimate(
+            value, (_ENGINE_UNKNOWN_LOW if self._engine_unknown else low) * value, high * value, judged=True
+        )
 
     def _token(self, model: ModelConfig, work: Work, context: int) -> Estimate:
         assert model.text is not None
@@ -165,7 +172,10 @@ class Timer:
             }
             found = found.times(_ANCHOR_PROMPT_MS / self._of_path(fitted, anchor, path).value)
         found = found.times(prompt)
-        return Estimate(max(found.value, token.value), max(found.low, token.low), max(found.high, token.high))
+        if self._engine_unknown:
+            found = replace(found, low=min(found.low, _ENGINE_UNKNOWN_LOW * found.value), judged=True)
+        judged = found.judged or token.judged
+        return Estimate(max(found.value, token.value), max(found.low, token.low), max(found.high, token.high), judged)
 
     def _speed(self, processor: str) -> float:
         """As the prefill's arithmetic is scaled (benchmarks/predictors/rows.py)."""
@@ -189,12 +199,13 @@ class Timer:
 
     def _chip(self, fitted: Model) -> Levels:
         """Levels of the chip, as far as public measurements know it."""
-        hardware = self._device.hardware
         found = {}
         if hexagon(self._device):
-            found = {"htp": str(hardware.htp_version), "form": "Phone"}
-        if hardware.soc is not None and hardware.soc in self._calibration.chips:
-            found["chip"] = self._calibration.chips[hardware.soc]
+            found["form"] = "Phone"
+            if self._version is not None:
+                found["htp"] = str(self._version)
+        if self._measured is not None:
+            found["chip"] = self._measured
         return found
 
     def _known(self, fitted: Model) -> str:
@@ -208,24 +219,40 @@ class Timer:
     def _basis_of_tower(self) -> str:
         hardware = self._device.hardware
         if self._tower == NPU and self._coreml:
-            return "Apple's figures of FastViT on two Neural Engines, at the peak of this one"
+            peak_of_it = f"at the peak of this one{self._source_of_peak()}"
+            return f"Apple's figures of FastViT on two Neural Engines, {peak_of_it}; the interval is judged"
         if self._tower == NPU and self._known(self._calibration.models["encode"]) == "known chip":
             return f"Qualcomm's published latencies on the Hexagon of this chip (measured there: {hardware.soc})"
         if self._tower == NPU:
-            return (
-                f"Qualcomm's published latencies on other chips, with Hexagons of about version {hardware.htp_version}"
-            )
+            near = "whose version here is not known" if self._version is None else f"of about version {self._version}"
+            return f"Qualcomm's published latencies on other chips, with Hexagons {near}"
         which = "the GPU" if self._tower == GPU else "the CPU"
-        other = " (its Neural Engine's speed is not published; it may be ten times as fast)" if self._coreml else ""
-        return f"the share of their peaks that few towers attained on CPUs, at the peak of {which}{other}"
+        other = " (its Neural Engine's speed is not known; it may be ten times as fast)" if self._engine_unknown else ""
+        return (
+            f"the share of their peaks that few towers attained on CPUs, at the peak of {which}{other}; "
+            "the interval is judged"
+        )
+
+    def _source_of_peak(self) -> str:
+        """What the profile says of where a Neural Engine's peak is from: the first clause, in brackets."""
+        for kind in ("float16", "int8"):
+            if source := self._device.sources.get(f"hardware.peaks.npu.{kind}"):
+                return f" ({source.source.partition(';')[0].strip()})"
+        return ""
 
     def _basis_of_decoder(self) -> str:
         if self._coreml:
             return (
                 "one published figure, FastVLM 0.5B in float16 on an M4 Pro, at this chip's bandwidth and peak; "
-                "how times grow with context is llama.cpp's on Snapdragons"
+                "how times grow with context is llama.cpp's on Snapdragons; the interval is judged"
             )
         fitted, unit = self._calibration.models["decode"], "GPU" if self._decoder == GPU else "CPU"
         if self._device.hardware.soc and self._known(fitted) == "known chip":
-            return f"llama.cpp measured on this chip's {unit} (Qualcomm's figures); ONNX Runtime's kernels are others"
-        return f"what llama.cpp attains of bandwidth and peak on the {unit}s of Snapdragons, at those of this chip"
+            return (
+                f"llama.cpp measured on this chip's {unit} (Qualcomm's figures); ONNX Runtime's kernels are others, by "
+                "which the interval is judged wider"
+            )
+        return (
+            f"what llama.cpp attains of bandwidth and peak on the {unit}s of Snapdragons, at those of this chip; the "
+            "interval is judged wider than there"
+        )

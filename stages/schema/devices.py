@@ -77,15 +77,25 @@ class Hardware:
 
 
 @dataclass
+class Slowed:
+    """share: of full speed, after so many seconds of uninterrupted work."""
+
+    seconds: float
+    share: float
+
+
+@dataclass
 class Thermal:
     """What is publicly known of a device's heat; null: not known. mass_g: of the whole device. peak_w: what it takes
     while a model runs at full speed; sustained_w: what it can give off for long. steps: shares of full speed that it
-    falls back to when it is hot, from 1 on; null: those of stages/devices/thermal.py."""
+    falls back to when it is hot, from 1 on; null: those of stages/devices/thermal.py. slowing: as
+    somebody measured it; goes before what follows from the others."""
 
     mass_g: float | None
     peak_w: float | None
     sustained_w: float | None
     steps: list[float] | None
+    slowing: list[Slowed] | None
 
 
 class Confidence(Enum):

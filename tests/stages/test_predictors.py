@@ -71,7 +71,9 @@ def test_an_interval_contains_its_value_and_first_tokens_take_longest(name: str)
     assert metrics["first_token_ms"].value == metrics["encode_ms"].value + metrics["prefill_ms"].value
     assert metrics["tokens_per_s"].value * metrics["token_ms"].value == pytest.approx(1e3)
     assert metrics["prefill_ms"].value >= metrics["token_ms"].value * 0.5  # a prompt reads all weights too
-    assert set(found.basis) == {"encode", "prefill", "decode", "memory"}
+    told = {"energy": "energy_j", "sustained": "tokens_per_s_5min"}
+    known = {name for name, metric in told.items() if metric in metrics}
+    assert set(found.basis) == {"encode", "prefill", "decode", "memory", *known}
 
 
 @pytest.mark.parametrize("name", KNOWN)
@@ -199,7 +201,9 @@ def test_every_device_is_predicted_or_says_why_not(name: str) -> None:
     if name in KNOWN:
         assert latency(profile, toy_config()).token_ms > 0
         return
-    assert prediction_of(toy_config(), {}, profile, context=CONTEXT, text_tokens=8) is None
+    found = predict(profile, toy_config())
+    assert set(found.metrics) == {"peak_memory_mib"} == {f"peak_{each}_mib" for each in found.basis}
+    assert not found.by_context
     with pytest.raises(ConfigError, match=f"{name}: no latency can be predicted") as error:
         predictor_of(KINDS[0], profile, context=CONTEXT)
     assert "search.latency=none" in error.value.hint and f"device.{name}.hardware." in error.value.hint
@@ -209,10 +213,10 @@ def test_most_devices_are_predicted() -> None:
     assert len(KNOWN) >= len(DEVICES) - 2 and {"galaxy-s24", "iphone-12", "pixel-8", "raspberry-pi-5"} <= set(KNOWN)
 
 
-def test_unknown_hardware_is_not_predicted() -> None:
+def test_of_unknown_hardware_no_speed_is_predicted() -> None:
     peaks = {unit: NOTHING for unit in ("npu", "gpu", "cpu")}
     for profile in (device(bandwidth_gb_s=None), device(peaks=peaks), device("iphone-12", peaks=peaks)):
-        assert prediction_of(toy_config(), {}, profile, context=CONTEXT, text_tokens=8) is None
+        assert set(predict(profile, toy_config()).metrics) == {"peak_memory_mib"}
         with pytest.raises(ConfigError, match="no latency can be predicted without hardware"):
             predictor_of(KINDS[0], profile, context=CONTEXT)
 
@@ -220,8 +224,52 @@ def test_unknown_hardware_is_not_predicted() -> None:
 def test_an_engine_whose_speed_is_unknown_is_bounded_by_the_gpu() -> None:
     profile = device("iphone-15-pro", peaks={"npu": NOTHING})
     found = predict(profile, large_config())
-    assert found.metrics["encode_ms"].high > 10 * found.metrics["encode_ms"].low
-    assert "Neural Engine's speed is not published" in found.basis["encode"]
+    for name in ("encode_ms", "prefill_ms"):
+        assert found.metrics[name].high > 10 * found.metrics[name].low
+    assert "Neural Engine's speed is not known" in found.basis["encode"]
+
+
+@pytest.mark.parametrize(("units", "which"), [(["cpu"], "the CPU"), (["gpu", "cpu"], "the GPU")])
+def test_an_engine_that_is_not_used_is_not_told_of(units: list[str], which: str) -> None:
+    for peaks in ({}, {"npu": NOTHING}):
+        profile = group("device", "iphone-16", compute_units=units, hardware={"peaks": peaks})
+        found = predict(profile, large_config())
+        assert "Neural Engine" not in found.basis["encode"] and which in found.basis["encode"]
+        assert found.metrics["encode_ms"].high < 10 * found.metrics["encode_ms"].low
+
+
+def test_a_later_phone_whose_engine_is_not_announced_is_no_slower() -> None:
+    before, after = (predict(group("device", f"iphone-{name}"), large_config()) for name in ("16-pro", "17-pro"))
+    for name in ("encode_ms", "prefill_ms", "token_ms"):
+        assert after.metrics[name].value <= before.metrics[name].value
+    assert "not announced" in after.basis["encode"] and "not announced" not in before.basis["encode"]
+
+
+@pytest.mark.parametrize("soc", ["Samsung Galaxy S25", "My Board"])
+def test_a_hexagons_version_need_not_be_known(soc: str) -> None:
+    """A chip that was measured has its own; of another nothing is known, and its interval is that of such chips."""
+    known, unknown = (
+        predict(device("galaxy-s25", soc=soc, htp_version=version), large_config()) for version in (79, None)
+    )
+    if soc == "My Board":
+        assert "version here is not known" in unknown.basis["encode"]
+        assert unknown.metrics["encode_ms"].value > 0
+    else:
+        assert unknown == known
+
+
+def test_an_interval_that_no_errors_stand_behind_is_called_judged() -> None:
+    found = predict(device("galaxy-s25"), large_config())
+    assert found.to_json()["peak_memory_mib"]["judged"] is True and "judged" in found.basis["memory"]
+    assert "judged" not in found.to_json()["encode_ms"] and "judged" not in found.basis["encode"]
+    for name in ("iphone-15-pro", "pixel-8", "raspberry-pi-5"):
+        other = predict(device(name), large_config())
+        assert {key for key, each in other.to_json().items() if "judged" not in each} == set()
+        assert all("judged" in other.basis[key] for key in ("encode", "prefill", "decode", "memory"))
+    (exact, judged) = (Estimate(2.0, 1.0, 4.0, judged) for judged in (False, True))
+    assert exact.plus(judged).judged and judged.times(2).judged and judged.inverse().judged and exact.by(judged).judged
+    assert not exact.plus(exact).judged
+    assert exact.by(judged) == Estimate(4.0, 1.0, 16.0, True)
 
 
 def test_no_latency_is_predicted_where_none_is_asked_for() -> None:
@@ -270,23 +318,49 @@ def test_memory_follows_how_weights_are_loaded() -> None:
 
 
 def test_heat_slows_a_device_only_when_it_is_hot() -> None:
-    cool, hot = Thermal(180, 4.0, 5.0, None), Thermal(180, 12.0, 2.0, None)
+    cool, hot = Thermal(180, 4.0, 5.0, None, None), Thermal(180, 12.0, 2.0, None, None)
     assert heat_of(cool) == heat_of(replace(cool, steps=[1.0, 0.5]))
     whole, slowed = heat_of(cool), heat_of(hot)
     assert whole and slowed
-    assert list(whole.speeds.values()) == [1.0, 1.0, 1.0]
-    assert slowed.speeds[1] == 1.0 > slowed.speeds[5] >= slowed.speeds[15] > min(STEPS)
-    assert 12.0 * slowed.speeds[15] ** 2 == pytest.approx(2.0, rel=0.35)  # about what it can give off
+    assert all(each == Estimate(1.0, 1.0, 1.0) for each in whole.speeds.values())
+    speeds = {minute: each.value for minute, each in slowed.speeds.items()}
+    assert speeds[1] == 1.0 > speeds[5] >= speeds[15] > min(STEPS)
+    assert 12.0 * speeds[15] ** 2 == pytest.approx(2.0, rel=0.35)  # about what it can give off
+    assert all(0 < each.low <= each.value <= each.high <= 1 and each.judged for each in slowed.speeds.values())
     heavy = heat_of(replace(hot, mass_g=720))
-    assert heavy and heavy.speeds[5] > slowed.speeds[5]
+    assert heavy and heavy.speeds[5].value > speeds[5]
     for missing in ("mass_g", "peak_w", "sustained_w"):
         assert heat_of(replace(hot, **{missing: None})) is None
+    assert heat_of(replace(cool, mass_g=None)) == whole  # nothing heats up
+
+
+def test_a_device_slows_down_as_it_was_measured_to() -> None:
+    """An iphone-17-pro from 33 to 22 tokens/s in ten minutes, 10 % after 93 s and 25 % after 390."""
+    thermal = group("device", "iphone-17-pro").thermal
+    found = heat_of(thermal)
+    assert found and "measured" in found.basis
+    assert 0.9 < found.speeds[1].value < 1
+    assert 0.75 < found.speeds[5].value < 0.9
+    assert found.speeds[15].value == pytest.approx(22 / 33, rel=0.01)
+    assert found.speeds[15].low < 0.6 and found.speeds[15].high == pytest.approx(0.9, abs=0.01)
+    assert heat_of(replace(thermal, mass_g=None)) == found
+    at_once = [replace(thermal.slowing[0], seconds=1.0, share=1.0)] if thermal.slowing else None
+    steady = heat_of(replace(thermal, slowing=at_once))
+    assert steady and [each.value for each in steady.speeds.values()] == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("name", ["iphone-17-pro", "galaxy-s25", "raspberry-pi-5", "jetson-orin-nano"])
+def test_of_some_devices_it_is_known_how_long_their_speed_lasts(name: str) -> None:
+    found = predict(group("device", name), large_config())
+    lasting = [found.metrics[f"tokens_per_s_{minute}min"].value for minute in (1, 5, 15)]
+    assert found.metrics["tokens_per_s"].value >= lasting[0] >= lasting[1] >= lasting[2] > 0
+    assert "sustained" in found.basis
 
 
 def test_energy_and_sustained_speed_are_told_where_heat_is_known() -> None:
     bare = predict(device(), large_config())
     assert "energy_j" not in bare.metrics and "tokens_per_s_5min" not in bare.metrics
-    profile = replace(device(), thermal=Thermal(180, 12.0, 2.0, None))
+    profile = replace(device(), thermal=Thermal(180, 12.0, 2.0, None, None))
     metrics = predict(profile, large_config()).metrics
     seconds = (metrics["first_token_ms"].value + 15 * metrics["token_ms"].value) / 1e3
     assert metrics["energy_j"].value == pytest.approx(12.0 * seconds)
@@ -300,9 +374,14 @@ def test_what_validate_predicts_is_of_the_stored_weights(tmp_path: Path) -> None
     expected = prediction_of(model.config(), sizes, device(), context=CONTEXT, text_tokens=16)
     assert expected is not None
     assert found["predicted"] == expected.to_json() and found["basis"] == expected.basis
-    assert set(found["predicted"]["token_ms"]) == {"value", "low", "high"}
+    assert set(found["predicted"]["token_ms"]) == {"value", "low", "high", "judged"}
     assert found["by_context"][str(CONTEXT)] == found["predicted"]["tokens_per_s"]
-    assert predicted(model, {"context": CONTEXT}, device(bandwidth_gb_s=None)) == {}
+    memory = {"peak_memory_mib": found["predicted"]["peak_memory_mib"]}
+    assert predicted(model, {"context": CONTEXT}, device(bandwidth_gb_s=None)) == {
+        "predicted": memory,
+        "by_context": {},
+        "basis": {"memory": found["basis"]["memory"]},
+    }
     assert predicted(model, {"context": 34}, device())["predicted"]["token_ms"]["value"] > 0  # room for two tokens
 
 
