@@ -16,10 +16,13 @@ from pipelines.config import check_devices
 from pipelines.errors import ConfigError
 from pipelines.project import Project
 from pipelines.typed import build
+from stages.checks import validation
 from stages.devices.chips import CHIPS, chip_of
+from stages.devices.hardware import check_numbers
 from stages.lowering.limits import HEXAGON, coreml_system
 from stages.lowering.socs import find_soc
 from stages.schema import DeviceProfile, Runtime
+from tests.conf import group
 
 ROOT = Path(__file__).parents[2]
 DEVICES = every_device(Project(ROOT))
@@ -126,10 +129,76 @@ def test_the_numbers_are_possible(device: DeviceProfile) -> None:
     assert thermal.peak_w is None or 2 <= thermal.peak_w <= 200
     if thermal.sustained_w is not None:
         assert thermal.peak_w is not None and thermal.sustained_w <= thermal.peak_w
-    if thermal.steps is not None:
-        assert thermal.steps[0] == 1 and all(0 < low < high for high, low in pairwise(thermal.steps))
+    check_numbers(device)
     if device.memory_gib is not None and device.budgets.size_mib is not None:
         assert device.budgets.size_mib <= device.memory_gib * 1024 / 2
+
+
+@pytest.mark.parametrize(
+    ("part", "named"),
+    [
+        ({"memory_gib": 0}, "memory_gib is 0"),
+        ({"hardware": {"bandwidth_gb_s": 0}}, "hardware.bandwidth_gb_s is 0"),
+        ({"hardware": {"peaks": {"gpu": {"int8": -1}}}}, "hardware.peaks.gpu.int8 is -1"),
+        ({"hardware": {"operator_us": -0.1}}, "hardware.operator_us is -0.1"),
+        ({"hardware": {"htp_version": -79}}, "hardware.htp_version is -79"),
+        ({"thermal": {"mass_g": 0}}, "thermal.mass_g is 0"),
+        ({"thermal": {"peak_w": -5}}, "thermal.peak_w is -5"),
+        ({"thermal": {"sustained_w": 0}}, "thermal.sustained_w is 0"),
+        ({"thermal": {"steps": []}}, r"thermal.steps is \[\]"),
+        ({"thermal": {"steps": [1.0, -1.0]}}, "thermal.steps is"),
+        ({"thermal": {"steps": [0.9, 0.8]}}, "thermal.steps is"),
+        ({"thermal": {"steps": [1.0, 1.0]}}, "thermal.steps is"),
+        ({"thermal": {"slowing": []}}, r"thermal.slowing is \[\]"),
+        ({"thermal": {"slowing": [{"seconds": 0, "share": 0.9}]}}, "thermal.slowing is"),
+        ({"thermal": {"slowing": [{"seconds": 60, "share": 1.1}]}}, "thermal.slowing is"),
+        (
+            {"thermal": {"slowing": [{"seconds": 60, "share": 0.5}, {"seconds": 90, "share": 0.6}]}},
+            "thermal.slowing is",
+        ),
+        (
+            {"thermal": {"slowing": [{"seconds": 60, "share": 0.6}, {"seconds": 60, "share": 0.5}]}},
+            "thermal.slowing is",
+        ),
+    ],
+)
+def test_a_number_that_cannot_be_is_refused_without_any_gate_on_it(part: dict[str, Any], named: str) -> None:
+    config = group("validate", "default", gates=[])
+    validation(config, group("device", "jetson-orin-nano"))
+    with pytest.raises(ConfigError, match=f"device jetson-orin-nano: {named}"):
+        validation(config, group("device", "jetson-orin-nano", **part))
+
+
+@pytest.mark.parametrize(
+    ("name", "metric", "missing"),
+    [
+        ("web-wasm", "tokens_per_s", "hardware.bandwidth_gb_s and hardware.peaks.cpu.float32"),
+        ("web-wasm", "energy_j", "hardware.bandwidth_gb_s"),
+        ("pixel-9", "energy_j", "thermal.peak_w;"),
+        ("pixel-9", "tokens_per_s_5min", "thermal.peak_w and thermal.sustained_w;"),
+        ("iphone-17-pro", "energy_j", "thermal.peak_w;"),
+    ],
+)
+def test_a_gate_on_what_cannot_be_predicted_names_what_is_not_known(name: str, metric: str, missing: str) -> None:
+    gate = {"metric": f"predicted.{metric}", "task": None, "min": None, "max": 10}
+    with pytest.raises(ConfigError, match=missing) as error:
+        validation(group("validate", "default", gates=[gate]), group("device", name))
+    assert f"device.{name}." in error.value.hint
+
+
+@pytest.mark.parametrize(
+    ("name", "metric"),
+    [
+        ("web-wasm", "peak_memory_mib"),
+        ("raspberry-pi-5", "energy_j"),
+        ("raspberry-pi-5", "tokens_per_s_15min"),
+        ("iphone-17-pro", "tokens_per_s_5min"),
+        ("pixel-9", "first_token_ms"),
+    ],
+)
+def test_a_gate_on_what_can_be_predicted_is_planned(name: str, metric: str) -> None:
+    gate = {"metric": f"predicted.{metric}", "task": None, "min": 1, "max": None}
+    validation(group("validate", "default", gates=[gate]), group("device", name, budgets={"memory_mib": 1}))
 
 
 def test_narrower_numbers_are_as_fast_and_the_processor_for_them_is_faster(device: DeviceProfile) -> None:
