@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from stages.reporting.facts import Device, Facts, part, read_lines, retained, tasks, unanswered, worst
+from stages.reporting.facts import Device, Facts, listed, part, read_lines, retained, tasks, unanswered, worst
 from stages.reporting.markup import Html, element, foreign
 from stages.reporting.parts import ends
 from stages.reporting.words import ABSENT, NONE_ANSWERED, count, is_number, mebibytes, number, percent
@@ -112,10 +112,13 @@ def _retention(facts: Facts) -> tuple[str, Html, str, str]:
     if found is None:
         none = any(unanswered(task) for device in facts.devices for task in tasks(device.metrics).values())
         return "Worst retention", element("b", ABSENT), NONE_ANSWERED if none else "not measured", ""
-    device, (task, row) = found
+    task, row = found[1]
     between = f"{percent(row.get('retention_low'))} to {percent(row.get('retention_high'))}"
     shown = element("b", percent(row["retention"]), data_figure="worst/retention")
-    return "Worst retention", shown, f"{between}: {task}, {device.title}", ""
+    alike = [
+        each.title for each in facts.devices if (other := worst(each.metrics)) and _kept(other) == _kept((task, row))
+    ]
+    return "Worst retention", shown, f"{between}: {task}, {listed(alike, 2)}", ""
 
 
 def _worst(facts: Facts) -> tuple[Device, tuple[str, Mapping[str, Any]]] | None:

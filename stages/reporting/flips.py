@@ -66,7 +66,7 @@ def _alike(answers: Sequence[tuple[Evaluation, Mapping[str, Any]]]) -> list[tupl
     found = []
     for group in groups.values():
         devices = sum(len(evaluation.devices) for evaluation, _ in group)
-        label = listed([evaluation.label for evaluation, _ in group], 4)
+        label = listed([evaluation.label for evaluation, _ in group], 2)
         found.append((f"{label}: {count(devices, 'device')}", group[0][1]))
     return found
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stages.reporting.facts import Device, Facts, tasks, unanswered, worst
+from stages.reporting.facts import Device, Estimate, Facts, tasks, unanswered, worst
 from stages.reporting.markup import Html, element, foreign
-from stages.reporting.parts import VERDICTS, ends, scrolling, verdict
+from stages.reporting.parts import VERDICTS, are_alike, ends, intervals, scrolling, verdict
 from stages.reporting.words import ABSENT, NONE_ANSWERED, RUNTIMES, SPEEDS, mebibytes, number, points, rounded
 
 COLUMNS = ("encode_ms", "first_token_ms", "tokens_per_s", "tokens_per_s_15min", "peak_memory_mib", "energy_j")
@@ -15,25 +15,36 @@ COLUMNS = ("encode_ms", "first_token_ms", "tokens_per_s", "tokens_per_s_15min", 
 
 def matrix(facts: Facts) -> Html:
     """A row for each device."""
-    shown = [name for name in COLUMNS if any(device.estimate(name) for device in facts.devices)]
+    shown = {
+        name: found
+        for name in COLUMNS
+        if (found := [each for device in facts.devices if (each := device.estimate(name)) is not None])
+    }
+    alike = {name: are_alike(found) for name, found in shown.items()}
     head = [
         _head("Device", "text"),
         _head("Verdict", "text"),
         _head("Gates", "number", "passed of all"),
         _head("Size", "number", "MiB, measured"),
         _head("Worst retention", "number", "%, measured; its 95 % interval and task"),
-        *(_head(SPEEDS[name][0], "number", f"{SPEEDS[name][1]}, predicted", "predicted") for name in shown),
+        *(_head(SPEEDS[name][0], "number", _known(name, found), "predicted") for name, found in shown.items()),
         _head("Risks", "number", "static rules"),
     ]
-    rows = [_row(device, shown) for device in facts.devices]
+    rows = [_row(device, alike) for device in facts.devices]
     table = element(
         "table", element("thead", element("tr", head)), element("tbody", rows), class_="matrix", id="matrix"
     )
     return scrolling(table, "Devices, a row each")
 
 
-def estimate_cell(device: Device, name: str) -> Html:
-    """A prediction with its interval below, marked where it breaks its budget."""
+def _known(name: str, found: Sequence[Estimate]) -> str:
+    """The unit of a column, and how it is known."""
+    judged = all(each.judged for each in found)
+    return f"{SPEEDS[name][1]}, predicted{f'; {intervals(found)}' if judged else ''}"
+
+
+def _predicted(device: Device, name: str, alike: bool) -> Html:
+    """A prediction with its interval below, marked where it breaks its budget. alike: see `ends`."""
     found = device.estimate(name)
     if found is None:
         return element("td", ABSENT, class_="number predicted", data_sort="")
@@ -41,13 +52,13 @@ def estimate_cell(device: Device, name: str) -> Html:
     return element(
         "td",
         element("b", number(found.value), data_figure=f"{device.name}/predicted/{name}"),
-        element("small", ends(found) or "no interval"),
+        element("small", ends(found, alike) or "no interval"),
         class_=f"number predicted{' bad' if bad else ''}",
         data_sort=found.value,
     )
 
 
-def _row(device: Device, shown: list[str]) -> Html:
+def _row(device: Device, alike: Mapping[str, bool]) -> Html:
     passed = len(device.gates) - len(device.failed)
     found = worst(device.metrics)
     bound = device.budget("size_mib")
@@ -78,7 +89,7 @@ def _row(device: Device, shown: list[str]) -> Html:
             data_sort=device.size if device.size is not None else "",
         ),
         _retention(device, found),
-        *(estimate_cell(device, name) for name in shown),
+        *(_predicted(device, name, each) for name, each in alike.items()),
         element(
             "td",
             element("b", number(device.risk_count), data_figure=f"{device.name}/risks"),

@@ -33,11 +33,17 @@ def known(predicted: bool) -> Html:
     return element("span", word, class_=f"known {word}")
 
 
-def ends(each: Estimate) -> str | None:
-    """Between what a prediction lies, in words that tell a judgement from an interval; None where that is not told."""
+def ends(each: Estimate, alike: bool = False) -> str | None:
+    """Between what a prediction lies, in words that tell a judgement from an interval; None where that is not told.
+    alike: all beside it are judged, or none, and what stands above them says so."""
     if each.low is None or each.high is None:
         return None
-    return f"{number(each.low, 2)}–{number(each.high, 2)}{', judged' if each.judged else ''}"
+    return f"{number(each.low, 2)}–{number(each.high, 2)}{', judged' if each.judged and not alike else ''}"
+
+
+def are_alike(found: Sequence[Estimate]) -> bool:
+    """Say whether all that have ends are judged, or none."""
+    return len({each.judged for each in found if each.low is not None}) < 2
 
 
 def intervals(found: Sequence[Estimate]) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stages.reporting.facts import Facts, listed
 from stages.reporting.markup import Html, element, foreign
 from stages.reporting.parts import scrolling
-from stages.reporting.words import count, is_number, number
+from stages.reporting.words import count
 
 KEYS = ("risk", "package", "function", "operator", "line", "source")
 
@@ -48,15 +47,11 @@ def risks(facts: Facts) -> Html:
     table = element("table", element("thead", head), element("tbody", rows), class_="small risks")
     return element(
         "div",
-        element("p", f"{_told(found)}. No chip has run these files.", class_="lead"),
+        element(
+            "p",
+            f"Static rules found {count(len(found), 'risk')}, a row each. Times: how many operators or weights of a "
+            "device's files a row concerns. No chip has run these files.",
+            class_="lead",
+        ),
         scrolling(table, "Risks, a row each", "tall"),
-    )
-
-
-def _told(found: Mapping[tuple[Any, ...], Sequence[str]]) -> str:
-    """How many rows there are, and how many operators of the files they concern."""
-    times = sum(key[-1] for key in found if is_number(key[-1]))
-    return (
-        f"Static rules found {count(len(found), 'risk')}, a row each. Times: how many operators of a file it concerns, "
-        f"{number(times)} in all"
     )

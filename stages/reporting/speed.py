@@ -8,7 +8,7 @@ from dataclasses import replace
 from stages.reporting.charts import axis_for, bar, scale
 from stages.reporting.facts import Device, Estimate, Facts, estimate, listed, part
 from stages.reporting.markup import Html, element, foreign
-from stages.reporting.parts import ends, intervals, known, scrolling
+from stages.reporting.parts import are_alike, ends, intervals, known, scrolling
 from stages.reporting.words import ABSENT, SPEEDS, number, rounded
 
 SHOWN = ("encode_ms", "first_token_ms", "token_ms", "peak_memory_mib", "energy_j")
@@ -22,7 +22,11 @@ LASTING = {
 
 def speed(facts: Facts) -> Html:
     """A chart for each figure, then what remains of the speed by context and in the heat."""
-    charts = [_chart(facts, name) for name in SHOWN]
+    predicted = {name: _predicted(facts, name) for name in SHOWN}
+    shown = sorted(
+        (name for name in SHOWN if predicted[name]), key=lambda name: len(predicted[name])
+    )  # short ones first
+    charts = [_bars(*SPEEDS[name][:2], predicted[name], name, True) for name in shown]
     found = {"in the heat": _lasting(facts), "by context": _contexts(facts)}
     tables = {name: table for name, table in found.items() if table is not None}
     parts = [
@@ -32,7 +36,7 @@ def speed(facts: Facts) -> Html:
         else None,
         _basis(facts),
     ]
-    if not any(charts):
+    if not charts:
         parts.insert(0, element("p", "Nothing is predicted for these devices.", class_="lead"))
     return element("div", parts)
 
@@ -42,12 +46,8 @@ def _folded(title: str, inside: Html, facts: Facts) -> Html:
     return element("details", element("summary", title), inside, open=len(facts.devices) <= 12)
 
 
-def _chart(facts: Facts, name: str) -> Html | None:
-    found = [(device, each) for device in facts.devices if (each := device.estimate(name)) is not None]
-    if not found:
-        return None
-    title, unit, _ = SPEEDS[name]
-    return _bars(title, unit, found, name, True)
+def _predicted(facts: Facts, name: str) -> list[tuple[Device, Estimate]]:
+    return [(device, each) for device in facts.devices if (each := device.estimate(name)) is not None]
 
 
 def _sizes(facts: Facts) -> Html | None:
@@ -72,12 +72,13 @@ def _bars(title: str, unit: str, found: Sequence[tuple[Device, Estimate]], name:
     axis = axis_for([*values, *lows, *(bound for bound in bounds if bound <= 2 * most)])
     ordered = sorted(found, key=lambda pair: -pair[1].value)
     word, limit = ("predicted", "budget") if predicted else ("measured", "bound")
-    rows = []
+    estimates = [each for _, each in found]
+    alike, rows = are_alike(estimates), []
     for device, each in ordered:
         bound = device.budget(name)
         bad = bound is not None and (each.high if each.high is not None else each.value) > bound
-        between = ends(each)
-        words = f"{number(each.value)} {unit} {word}" + (f", {between}" if between else "")
+        between = ends(each, alike)
+        words = f"{number(each.value)} {unit} {word}" + (f", {ends(each)}" if between else "")
         words += f"; {limit} {rounded(bound)}" if bound is not None else ""
         rows.append(
             element(
@@ -105,7 +106,7 @@ def _bars(title: str, unit: str, found: Sequence[tuple[Device, Estimate]], name:
         element("th", word, scope="col", class_=f"number {word}"),
         element("th", limit, scope="col", class_="number budget"),
     )
-    note = intervals([each for _, each in found])
+    note = intervals(estimates)
     return element(
         "figure",
         element(
@@ -149,6 +150,8 @@ def _contexts(facts: Facts) -> Html | None:
 
 
 def _table(title: str, unit: str, names: Sequence[str], rows: Sequence[tuple[Device, list[Estimate | None]]]) -> Html:
+    estimates = [each for _, found in rows for each in found if each is not None]
+    alike = are_alike(estimates)
     head = element(
         "tr",
         element("th", "Device", scope="col"),
@@ -158,7 +161,7 @@ def _table(title: str, unit: str, names: Sequence[str], rows: Sequence[tuple[Dev
         element(
             "tr",
             element("th", foreign(device.title), scope="row"),
-            [_cell(each) for each in found],
+            [_cell(each, alike) for each in found],
             data_device=device.name,
             data_verdict=device.verdict,
             data_runtime=device.runtime,
@@ -166,7 +169,7 @@ def _table(title: str, unit: str, names: Sequence[str], rows: Sequence[tuple[Dev
         for device, found in rows
     ]
     table = element("table", element("thead", head), element("tbody", body))
-    note = intervals([each for _, row in rows for each in row if each is not None])
+    note = intervals(estimates)
     return element(
         "figure",
         element(
@@ -178,10 +181,10 @@ def _table(title: str, unit: str, names: Sequence[str], rows: Sequence[tuple[Dev
     )
 
 
-def _cell(each: Estimate | None) -> Html:
+def _cell(each: Estimate | None, alike: bool) -> Html:
     if each is None:
         return element("td", ABSENT, class_="number predicted")
-    between = ends(each)
+    between = ends(each, alike)
     return element(
         "td",
         element("b", number(each.value)),

@@ -176,7 +176,8 @@ def test_measured_and_predicted_are_told_apart_in_words(made: Project) -> None:
     assert "with a 90 % interval from errors" in page.text and "with a range that is a judgement" in page.text
     assert all(device["predicted"]["peak_memory_mib"]["judged"] is True for device in page.data["devices"])
     assert all("judged" not in device["predicted"]["encode_ms"] for device in page.data["devices"])
-    assert re.search(r"budget 220 [\d.]+ [\d.]+–[\d.]+, judged 220", page.text)
+    assert re.search(r"budget 220 [\d.]+ [\d.]+–[\d.]+ 220", page.text)  # not marked: all of them are judged
+    assert "Peak memory MiB, predicted; judged range" in page.text
     kinds = [held["class"] for held in page.all("rect") if held.get("class", "").startswith("bar ")]
     assert any(kind.startswith("bar predicted") for kind in kinds) and "bar measured" in kinds
 
@@ -213,7 +214,7 @@ def test_layers_have_bits_and_errors(made: Project, own: Project) -> None:
 def test_risks_are_listed_once_with_their_devices(made: Project) -> None:
     text = page_of(made).text
     assert text.count("A last axis of 24; it is padded to 32 or more, which costs memory.") == 1
-    assert "Static rules found 2 risks, a row each. Times: how many operators of a file it concerns, 30 in all" in text
+    assert "Static rules found 2 risks, a row each. Times: how many operators or weights of a device's files" in text
     assert "No chip has run these files" in text
 
 
@@ -242,6 +243,26 @@ def test_odd_metrics_are_left_out(own: Project) -> None:
     (pixel,) = [device for device in page.data["devices"] if device["name"] == "pixel-8"]
     assert pixel["size_bytes"] is None and pixel["worst"] is None
     assert pixel["predicted"] == {"encode_ms": {"value": 1.5, "low": None, "high": None}}
+
+
+def test_a_judged_range_among_intervals_is_marked(own: Project) -> None:
+    def change(summary: dict[str, Any]) -> None:
+        predicted = summary["metrics"]["pixel-8"]["predicted"]
+        predicted["first_token_ms"] |= {"value": 80.0, "low": 40.0, "high": 90.0, "judged": True}
+        predicted["tokens_per_s"] |= {"value": 1.0, "low": 0.5, "high": 2.0, "judged": True}
+        (gate,) = [
+            each
+            for each in summary["gates"]
+            if (each["device"], each["metric"]) == ("pixel-8", "budget.first_token_ms")
+        ]
+        gate |= {"value": 90.0, "passed": False}
+
+    text = page_of(changed(own, change)).text
+    assert "First token ms predicted; 90 % interval, or a judged range; line: budget" in text
+    assert "80.0 ms predicted, 40–90, judged; budget 60 80.0 40–90, judged 60" in text  # the bar's title, then its row
+    assert "1.00 tokens/s 0.50–2.0, judged: Pixel 8, predicted" in text
+    assert "at most 60 ms at the judged range's high end predicted 90.0 ms, 30.0 ms above: Pixel 8" in text
+    assert "high end, judged 90.0 ms" in text
 
 
 def ask_few(summary: dict[str, Any]) -> None:
