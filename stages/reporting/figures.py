@@ -31,6 +31,8 @@ def headline(facts: Facts) -> str:
         return f"Ready: {'all ' if every > 1 else ''}{count(every, 'device')} {'pass' if every != 1 else 'passes'}"
     if passing == every:
         return "Not recorded: all devices pass, the build is not"
+    if every == 1:
+        return "Blocked: the device does not pass"
     return f"Blocked: {passing} of {count(every, 'device')} {'pass' if passing != 1 else 'passes'}"
 
 

@@ -72,6 +72,7 @@ def _bars(title: str, unit: str, found: Sequence[tuple[Device, Estimate]], name:
     axis = axis_for([*values, *lows, *(bound for bound in bounds if bound <= 2 * most)])
     ordered = sorted(found, key=lambda pair: -pair[1].value)
     word, limit = ("predicted", "budget") if predicted else ("measured", "bound")
+    drawn = any(axis.least <= bound <= axis.most for bound in bounds)
     estimates = [each for _, each in found]
     alike, rows = are_alike(estimates), []
     for device, each in ordered:
@@ -116,11 +117,11 @@ def _bars(title: str, unit: str, found: Sequence[tuple[Device, Estimate]], name:
                 "p",
                 known(predicted),
                 f"; {note}" if note else "",
-                f"; line: {limit}" if bounds else f"; no {limit}",
+                f"; line: {limit}" if drawn else f"; {limit} beyond the axis" if bounds else f"; no {limit}",
                 "; logarithmic" if axis.logarithmic else "",
             ),
         ),
-        element("table", element("thead", head), element("tbody", rows), class_="bars"),
+        element("table", element("thead", head), element("tbody", rows), class_="bars" if alike else "bars mixed"),
     )
 
 

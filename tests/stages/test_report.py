@@ -172,7 +172,7 @@ def test_measured_and_predicted_are_told_apart_in_words(made: Project) -> None:
     page = page_of(made)
     assert "Image encode ms predicted; 90 % interval; line: budget" in page.text
     assert "Peak memory MiB predicted; judged range; line: budget" in page.text
-    assert "Size MiB measured; line: bound" in page.text
+    assert "Size MiB measured; bound beyond the axis" in page.text
     assert "with a 90 % interval from errors" in page.text and "with a range that is a judgement" in page.text
     assert all(device["predicted"]["peak_memory_mib"]["judged"] is True for device in page.data["devices"])
     assert all("judged" not in device["predicted"]["encode_ms"] for device in page.data["devices"])
@@ -231,6 +231,11 @@ def test_what_is_gone_or_damaged_is_left_out(own: Project) -> None:
     page = page_of(own)
     assert page.data["devices"][0]["size_bytes"] == before["devices"][0]["size_bytes"]
     assert "The answers that changed were not recorded." in page.text
+
+
+def test_a_build_for_one_device_says_so(tmp_path: Path) -> None:
+    page = page_of(make_build(tmp_path / "one", four()[3:]))
+    assert page.data["headline"] == "Blocked: the device does not pass"
 
 
 def test_odd_metrics_are_left_out(own: Project) -> None:
