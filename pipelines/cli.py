@@ -34,21 +34,15 @@ def main(arguments: list[str] | None = None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
     try:
-        arguments = sys.argv[1:] if arguments is None else arguments
-        before, name, after = split(arguments)
-        added = added_commands() if name and name not in COMMANDS else {}
-        if name in added:
-            project = opened_project(parse_common(before, name))
-            return load_command(added[name])(after, project)
-        options = parse(arguments)
-        project = opened_project(options)
-        with document(options):
-            return run(options, project)
+        status = command(sys.argv[1:] if arguments is None else arguments)
+        sys.stdout.flush()  # here, where it is known what to do if nobody reads it any more
+        return status
     except TapeoutError as error:
         print(f"tapeout: {error}", file=sys.stderr)
         return error.exit_status
-    except BrokenPipeError:  # what reads our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # what reads our output has seen enough; what is still buffered goes nowhere
+        if (descriptor := descriptor_of(sys.stdout)) is not None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
         return 141
     except OSError as error:
         print(f"tapeout: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
@@ -56,6 +50,19 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt as stopped:
         print("tapeout: stopped; what was finished is kept", file=sys.stderr)
         return 128 + int(stopped.args[0] if stopped.args else signal.SIGINT)
+
+
+def command(arguments: list[str]) -> int:
+    """Run a built-in command, or one that comes from outside."""
+    before, name, after = split(arguments)
+    added = added_commands() if name and name not in COMMANDS else {}
+    if name in added:
+        project = opened_project(parse_common(before, name))
+        return load_command(added[name])(after, project)
+    options = parse(arguments)
+    project = opened_project(options)
+    with document(options):
+        return run(options, project)
 
 
 def opened_project(options: argparse.Namespace) -> Project:

@@ -46,7 +46,7 @@ def node_changes(old: Past, new: Past) -> Iterator[dict[str, Any]]:
 
 def same_result(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Say whether two nodes have one key, were it that neither has a result, or one digest."""
-    return one["key"] == other["key"] or one["digest"] == other["digest"] is not None
+    return bool(one["key"] == other["key"] or one["digest"] == other["digest"] is not None)
 
 
 def results_of(past: Past) -> Iterator[tuple[str, str]]:

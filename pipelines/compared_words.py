@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from pipelines.numbers import significant
+
 SHARES = re.compile(
     r"(^|[._])(fp32|artifact|retention|retention_low|retention_high|flips|exact|cer|anls|agreement|top1)$"
 )
@@ -80,7 +82,7 @@ def value(metric: str, number: float | None) -> str:
     if SHARES.search(metric):
         return f"{100 * number:.1f} %"
     unit = {"_ms": " ms", "_mib": " MiB"}.get(last[last.rfind("_") :], "")
-    return f"{number:.4g}{unit}" if isinstance(number, float) else f"{number}{unit}"
+    return f"{significant(number, 4)}{unit}" if isinstance(number, float) else f"{number}{unit}"
 
 
 def significance(answer: Mapping[str, Any]) -> tuple[str, str, str]:
@@ -129,12 +131,12 @@ def gate_words(gate: Mapping[str, Any]) -> str:
 def verdict(gate: Mapping[str, Any] | None) -> str:
     if gate is None:
         return "no gate"
-    found = "not measured" if gate["value"] is None else f"{gate['value']:.6g}"
+    found = "not measured" if gate["value"] is None else significant(gate["value"], 6)
     return f"{'passed' if gate['passed'] else 'FAILED'} with {found}"
 
 
 def bound(gate: Mapping[str, Any], side: Mapping[str, Any]) -> str:
-    return f"at {'least' if gate['kind'] == 'min' else 'most'} {side['bound']:.6g}"
+    return f"at {'least' if gate['kind'] == 'min' else 'most'} {significant(side['bound'], 6)}"
 
 
 def listed(names: Sequence[str], most: int = 4) -> str:

@@ -7,10 +7,12 @@ import time
 from typing import Any, Protocol
 
 from pipelines.execute import Report
+from pipelines.numbers import significant
 from pipelines.plan import Node
 from pipelines.summary import NodeSummary
 from pipelines.workspace import Progress
 
+MANY = 10_000  # units of which nobody wants to know how many are done
 QUIET = 15.0  # s between two plain progress lines of a node
 
 
@@ -134,6 +136,9 @@ def ending(entry: NodeSummary) -> str:
 
 
 def share(event: Progress) -> str:
-    """Return how far a node is, in words."""
-    done = f"{event.done:g} of {event.total:g}" if event.total else f"{event.done:g}"
+    """Return how far a node is, in words: of many units, such as operations, a share."""
+    if event.total > MANY:
+        done = f"{100 * event.done / event.total:.0f} %"
+    else:
+        done = significant(event.done, 6) + (f" of {significant(event.total, 6)}" if event.total else "")
     return f"{done} {event.text}".rstrip()

@@ -2,7 +2,8 @@
 
 The file that a stage declares as its `gates` is JSON with at least
 {"gates": [{"metric", "task": str|null, "value", "bound", "kind": "min"|"max", "passed": bool}]}, where "bound" is a
-finite number, and "value" one or null.
+finite number, and "value" one or null. "predicted": true says that nothing measured the value; of its interval it is
+the "end": "low", "high", or "value" for the middle.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import StageError
+from pipelines.numbers import significant
 from pipelines.plan import Node
 
+ENDS = {"low": "the low end", "high": "the high end", "value": "the middle"}
 KEYS = {"metric", "value", "bound", "kind", "passed"}
 
 
@@ -73,7 +76,10 @@ def failed_gates(metrics: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def describe(gate: dict[str, Any]) -> str:
-    """Return a gate in words: "retention of ocr is 0.912, below 0.95"."""
+    """Return a gate that failed in words: "retention of ocr is 0.912, below 0.95", or
+    "budget.token_ms is 1.97, the high end of what is predicted, above 1.5"."""
     subject = f"{gate['metric']} of {gate['task']}" if gate.get("task") else str(gate["metric"])
-    value = "not measured" if gate["value"] is None else f"{gate['value']:.6g}"
-    return f"{subject} is {value}, {'below' if gate['kind'] == 'min' else 'above'} {gate['bound']:.6g}"
+    value = "not measured" if gate["value"] is None else significant(gate["value"], 6)
+    end = f", {ENDS.get(str(gate.get('end')), 'a value')} of what is predicted" if gate.get("predicted") else ""
+    side = "below" if gate["kind"] == "min" else "above"
+    return f"{subject} is {value}{end}, {side} {significant(gate['bound'], 6)}"

@@ -9,6 +9,7 @@ from typing import Any
 
 from pipelines.figures import inline
 from pipelines.gates import describe, is_finite
+from pipelines.numbers import significant
 from pipelines.project import Project
 from pipelines.report import Reported
 from pipelines.summary import judged
@@ -90,10 +91,10 @@ def device_section(
 def estimate(value: Any) -> str:
     """Return a prediction: a number, or {"value", "low", "high"}."""
     if isinstance(value, Mapping) and is_finite(value.get("value")):
-        interval = [value.get(end) for end in ("low", "high")]
-        ends = f" ({interval[0]:.3g} to {interval[1]:.3g})" if all(map(is_finite, interval)) else ""
-        return f"{value['value']:.3g}{ends}"
-    return f"{value:.3g}" if is_finite(value) else "-"
+        known = all(is_finite(value.get(end)) for end in ("low", "high"))
+        ends = f" ({significant(value['low'], 3)} to {significant(value['high'], 3)})" if known else ""
+        return f"{significant(value['value'], 3)}{ends}"
+    return significant(value, 3) if is_finite(value) else "-"
 
 
 def risks_of(project: Project, bundle: str | None) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipelines.gates import describe, is_finite
+from pipelines.numbers import significant
 from pipelines.summary import Summary
 
 FEW = 3  # devices that have a table each
@@ -63,13 +64,14 @@ def device_table(
 def measured_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
     """Yield tasks and parity."""
     tasks = tasks_of(metrics)
+    width = max([12, *map(len, tasks)]) + 2
     if tasks:
-        yield f"  {'task':<14}{'n':>6}{'fp32':>9}{'artifact':>10}{'retention':>11}  95 % interval"
+        yield f"  {'task':<{width}}{'n':>6}{'fp32':>9}{'artifact':>10}{'retention':>11}  95 % interval"
     for name, task in tasks.items():
         low, high = percent(task.get("retention_low")), percent(task.get("retention_high"))
         yield (
-            f"  {name:<14}{task.get('n', '')!s:>6}{percent(task.get('fp32')):>9}{percent(task.get('artifact')):>10}"
-            f"{percent(task.get('retention')):>11}  [{low}, {high}]"
+            f"  {name:<{width}}{task.get('n', '')!s:>6}{percent(task.get('fp32')):>9}"
+            f"{percent(task.get('artifact')):>10}{percent(task.get('retention')):>11}  [{low}, {high}]"
         )
     parity = mapping(metrics, "parity")
     if parity:
@@ -115,8 +117,9 @@ def failed_lines(gates: list[dict[str, Any]]) -> Iterator[str]:
 def estimate(value: Any) -> str:
     """Return a prediction, with its interval where it has one."""
     if isinstance(value, Mapping) and all(is_finite(value.get(key)) for key in ("value", "low", "high")):
-        return f"{value['value']:.3g} [{value['low']:.3g}, {value['high']:.3g}]"
-    return f"{value:.3g}" if is_finite(value) else "-"
+        middle, low, high = (significant(value[key], 3) for key in ("value", "low", "high"))
+        return f"{middle} [{low}, {high}]"
+    return significant(value, 3) if is_finite(value) else "-"
 
 
 def sweep_table(runs: list[tuple[str, Summary]]) -> Iterator[str]:

@@ -1,6 +1,7 @@
 import hashlib
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -103,6 +104,22 @@ def test_plan_leaves_a_damaged_object_where_it_is(toy_built: Toy) -> None:
     assert row.endswith("its result is not in the store")
     assert toy_built.run("explain", "load").status == 0
     assert all(path.is_file() for path in objects)
+
+
+@pytest.mark.parametrize(
+    "words", [["plan"], ["explain", "load"], ["plan", "--json"], ["builds", "--json"]], ids=" ".join
+)
+def test_a_reader_that_has_seen_enough_ends_it_silently(words: list[str], built: Toy) -> None:
+    """As in `tapeout explain load | head -1`: all output is less than a buffer, and is written when all is done."""
+    from tests.pipelines.toy import environment
+
+    command = [sys.executable, "-m", "pipelines.cli", *words]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=built.root, env=environment(), text=True, **pipes) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 141
 
 
 def test_verify_names_what_is_damaged_in_a_bundle(toy_built: Toy) -> None:
