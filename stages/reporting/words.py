@@ -37,6 +37,7 @@ MEASURES = {
     "fidelity.vocabulary": "tokens with the original's numbers",
     "fidelity.prompts": "questions that become the original's tokens",
     "fidelity.pixels": "largest difference of a prepared image",
+    "fidelity.floats": "tensors that stay float, as the original's",
     "fidelity.scale_error": "weights' scale, worst error",
 }
 
@@ -145,4 +146,4 @@ def named(metric: str, task: str | None = None) -> str:
     return words + (f" of {task}" if task else "")
 
 
-_SHARES = {"fp32", "artifact", "exact", "flips", "top1", "agreement", "anls", "vocabulary", "prompts"}
+_SHARES = {"fp32", "artifact", "exact", "flips", "top1", "agreement", "anls", "vocabulary", "prompts", "floats"}

@@ -141,7 +141,7 @@ class Contents:
             "tasks": tasks,
             "overall": overall,
             "parity": {"top1": 0.9996, "tokens": 4917, "error": 0.0021},
-            "fidelity": {"kl": 0.0113, "agreement": 0.991, "vocabulary": 1.0, "prompts": 1.0},
+            "fidelity": {"kl": 0.0113, "agreement": 0.991, "vocabulary": 1.0, "prompts": 1.0, "floats": 1.0},
         }
 
     def checked(self, metrics: Mapping[str, Any], budgets: Mapping[str, Any], evaluated: Mapping[str, Any]) -> Any:

@@ -164,6 +164,7 @@ def test_thirty_devices_share_their_evaluations_and_images(tmp_path: Path) -> No
     images = [held["src"] for held in page.all("img")]
     assert len(images) == len(set(images)) == 16  # of the 7 that both evaluations have, each once
     assert page.text.count("KL to the original, nats a token 0.0113") == 2
+    assert page.text.count("tensors that stay float, as the original's 100.0 %") == 2
     assert "13 devices: iPhone 12" in page.text and "17 devices: Galaxy S22" in page.text
     assert len(source) < 1_000_000
 
