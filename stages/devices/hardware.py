@@ -30,10 +30,10 @@ def predictable(device: DeviceProfile) -> bool:
 
 def check_numbers(device: DeviceProfile) -> None:
     """Raise ConfigError where what is said of its memory, its speed or its heat cannot be."""
-    for name, value in _numbers(device):
-        if value is not None and not (value > 0 or (name == "hardware.operator_us" and value == 0)):
-            raise ConfigError(f"device {device.name}: {name} is {value}", hint="expected a number above 0, or null")
-    steps, slowing = device.thermal.steps, device.thermal.slowing
+    thermal = device.thermal
+    heat = [(f"thermal.{name}", getattr(thermal, name)) for name in ("mass_g", "peak_w", "sustained_w")]
+    _check_positive(device, [("memory_gib", device.memory_gib), *_speeds(device.hardware), *heat])
+    steps, slowing = thermal.steps, thermal.slowing
     if steps is not None and not (steps and steps[0] == 1 and _falls(steps, strictly=True)):
         raise ConfigError(
             f"device {device.name}: thermal.steps is {steps}",
@@ -49,9 +49,9 @@ def check_numbers(device: DeviceProfile) -> None:
 
 
 def check_predictable(device: DeviceProfile) -> None:
-    """Raise ConfigError where the device's times cannot be predicted, naming what is not known of it, and as
-    check_numbers does."""
-    check_numbers(device)
+    """Raise ConfigError where the device's times cannot be predicted, naming what is not known of it, and where what is
+    said of it is no speed."""
+    _check_positive(device, _speeds(device.hardware))
     if missing := _missing(device):
         names = " and ".join(f"hardware.{name}" for name in missing)
         raise ConfigError(
@@ -135,16 +135,19 @@ def _missing(device: DeviceProfile) -> list[str]:
     return found
 
 
-def _numbers(device: DeviceProfile) -> list[tuple[str, float | None]]:
-    hardware, thermal = device.hardware, device.thermal
-    found: list[tuple[str, float | None]] = [("memory_gib", device.memory_gib)]
-    found += [
-        (f"hardware.{name}", getattr(hardware, name)) for name in ("bandwidth_gb_s", "operator_us", "htp_version")
-    ]
+def _check_positive(device: DeviceProfile, numbers: Sequence[tuple[str, float | None]]) -> None:
+    for name, value in numbers:
+        if value is not None and not (value > 0 or (name == "hardware.operator_us" and value == 0)):
+            raise ConfigError(f"device {device.name}: {name} is {value}", hint="expected a number above 0, or null")
+
+
+def _speeds(hardware: Hardware) -> list[tuple[str, float | None]]:
+    names = ("bandwidth_gb_s", "operator_us", "htp_version")
+    found: list[tuple[str, float | None]] = [(f"hardware.{name}", getattr(hardware, name)) for name in names]
     for processor in _PROCESSORS:
         known: Peak = getattr(hardware.peaks, processor)
         found += [(f"hardware.peaks.{processor}.{kind}", value) for kind, value in vars(known).items()]
-    return found + [(f"thermal.{name}", getattr(thermal, name)) for name in ("mass_g", "peak_w", "sustained_w")]
+    return found
 
 
 def _slows(slowing: Sequence[Slowed]) -> bool:
