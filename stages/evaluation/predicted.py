@@ -12,7 +12,7 @@ def predicted(model: QuantizedModel, description: dict[str, Any], device: Device
     {what: a sentence}}, at the context that model.json (description) tells of, for a prompt of TEXT_TOKENS beside the
     image, or of as many as the context has room for.
 
-    Empty where the device's speed is not known, and for a user's module.
+    Memory alone of a device whose speed is not known; empty for a user's module.
     """
     config = model.config()
     if config.text is None:
