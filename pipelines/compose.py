@@ -63,6 +63,7 @@ def compose(project: Project, overrides: list[str]) -> tuple[dict[str, Any], dic
             f"the configuration cannot be composed: {str(error).partition(chr(10))[0]}",
             hint=f"overrides: {' '.join(overrides) or 'none'}",
         ) from error
+    check_added(project, overrides, values.get("device"))
     return {str(key): value for key, value in dict(values).items()}, choices
 
 
@@ -134,12 +135,30 @@ def impossible_override(project: Project, error: ConfigCompositionException, ove
     if removed and removed != given:
         return ConfigError(f"{given}: '{key}' is taken away by {removed}", hint="leave out one of the two")
     if path == "device" and last in choices_of(project, "device"):
-        return ConfigError(
-            f"{given}: {last} is in conf/device, and is not among the chosen devices: {', '.join(known)}",
-            hint=f"choose it as well: device=[{','.join([*(known if len(known) <= FEW else ['...']), last])}]",
-        )
+        return not_chosen(given, last, known)
     where = f"{path} has no key '{last}'" if path else f"there is no group or key '{last}'"
     return ConfigError(f"{given}: {where}", hint=suggestion(last, known, f"{path} has" if path else "there are"))
+
+
+def check_added(project: Project, overrides: list[str], devices: Any) -> None:
+    """Raise ConfigError for +device.NAME.KEY=VALUE of a device that conf/ has, where nothing chose it."""
+    added: dict[str, list[str]] = {}
+    for override in overrides:
+        key = override.partition("=")[0].split(".")
+        if len(key) > 2 and key[0].startswith("+") and key[0].lstrip("+") == "device":
+            added.setdefault(key[1], []).append(override)
+    for name, given in added.items() if isinstance(devices, dict) else ():
+        keys = {each.partition("=")[0].split(".")[2] for each in given}
+        if name in choices_of(project, "device") and set(devices.get(name) or ()) <= keys:
+            raise not_chosen(given[0], name, [each for each in devices if each not in added])
+
+
+def not_chosen(given: str, name: str, chosen: list[str]) -> ConfigError:
+    """Return the error for an override of a device that conf/ has and the configuration has not chosen."""
+    return ConfigError(
+        f"{given}: {name} is in conf/device, and is not among the chosen devices: {', '.join(chosen)}",
+        hint=f"choose it as well: device=[{','.join([*(chosen if len(chosen) <= FEW else ['...']), name])}]",
+    )
 
 
 def keys_of(node: Any, project: Project | None) -> list[str]:

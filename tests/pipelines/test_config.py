@@ -18,6 +18,7 @@ MISTAKES = [
         "device.watch.budget=3",
         ["watch is in conf/device, and is not among the chosen devices: phone, tablet", "device=[phone,tablet,watch]"],
     ),
+    ("+device.watch.budget=3", ["+device.watch.budget=3: watch is in conf/device, and is not among", "tablet,watch]"]),
     ("device=[]", ["no device is chosen", "device=[NAME,...]"]),
     ("quantize.bits=four", ["quantize.bits: Value 'four'", "expected int"]),
     ("quantize.bits=null", ["quantize.bits", "expected int"]),
