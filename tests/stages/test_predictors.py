@@ -19,6 +19,7 @@ from stages.devices.memory import peak_memory
 from stages.devices.operators import graphs
 from stages.devices.predictors import Prediction, prediction_of
 from stages.devices.thermal import STEPS, heat_of
+from stages.evaluation.gates import check_budgets
 from stages.evaluation.names import PREDICTED
 from stages.evaluation.predicted import predicted
 from stages.models.vlm import ModelConfig, ModuleConfig
@@ -383,6 +384,14 @@ def test_what_validate_predicts_is_of_the_stored_weights(tmp_path: Path) -> None
         "basis": {"memory": found["basis"]["memory"]},
     }
     assert predicted(model, {"context": 34}, device())["predicted"]["token_ms"]["value"] > 0  # room for two tokens
+
+
+def test_a_budget_of_memory_holds_where_no_speed_is_known(tmp_path: Path) -> None:
+    profile = group("device", "web-wasm", budgets={"size_mib": None, "memory_mib": 1})
+    model = rounded(toy_checkpoint(tmp_path / "checkpoint"), tmp_path / "quantized")
+    found = predicted(model, {"context": CONTEXT}, profile)
+    (gate,) = check_budgets(found, profile.budgets, group("validate", "default").predictions)
+    assert gate["predicted"] and not gate["passed"] and gate["value"] == found["predicted"]["peak_memory_mib"]["high"]
 
 
 def test_the_host_is_measured_once_and_ranks_as_predictions_do() -> None:
