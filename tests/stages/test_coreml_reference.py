@@ -369,12 +369,21 @@ def test_inputs_that_do_not_fit_are_named(traced, tmp_path):
     assert "main" in error.value.hint
 
 
+def renamed(path: Path, specification: str) -> None:
+    """Let the package's manifest name another file as its model."""
+    entries = json.loads((path / "Manifest.json").read_text())
+    entries["itemInfoEntries"][entries["rootModelIdentifier"]]["path"] = specification
+    (path / "Manifest.json").write_text(json.dumps(entries))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (lambda path: (path / "Manifest.json").unlink(), "Manifest.json is missing"),
         (lambda path: (path / "Manifest.json").write_text("{"), "Manifest.json is damaged"),
         (lambda path: (path / "Manifest.json").write_text(json.dumps({"itemInfoEntries": 1})), "is damaged"),
+        (lambda path: renamed(path, "../../model.mlmodel"), "which lies outside of it"),
+        (lambda path: renamed(path, "/etc/hostname"), "which lies outside of it"),
         (lambda path: next(path.rglob("*.mlmodel")).write_bytes(b"\xff\xff\xff"), "model.mlmodel is damaged"),
         (lambda path: next(path.rglob("*.mlmodel")).write_bytes(b""), "expected an mlProgram"),
         (lambda path: next(path.rglob("weight.bin")).unlink(), "weight.bin is missing"),

@@ -92,7 +92,13 @@ class Package:
             raise ProgramError(f"{manifest} is missing", hint="Expected the folder of an .mlpackage.") from None
         except (ValueError, KeyError, TypeError) as cause:
             raise ProgramError(f"{manifest} is damaged: {cause!r}") from cause
-        return self.path / "Data" / relative
+        return self._inside(self.path / "Data" / relative)
+
+    def _inside(self, path: Path) -> Path:
+        """The path, if it lies in the package, links followed. Raises ProgramError."""
+        if not path.resolve().is_relative_to(self.path.resolve()):
+            raise ProgramError(f"{self.path} names the file {path}, which lies outside of it")
+        return path
 
     def value(self, value: Any) -> Any:
         """A Value proto: what lies in weight.bin as Stored, else a tensor, a string, or a list of strings."""
@@ -117,7 +123,7 @@ class Package:
 
     def _record(self, name: str, offset: int) -> NDArray[np.uint8]:
         if name not in self._files:
-            path = Path(name.replace("@model_path", str(self._weights)))
+            path = self._inside(Path(name.replace("@model_path", str(self._weights))))
             if not path.is_file():
                 raise ProgramError(f"{path} is missing")
             self._files[name] = np.memmap(path, np.uint8, "c")  # as "r", but torch takes it
