@@ -7,6 +7,7 @@ takes ten seconds. Formats: apple/coremltools, mlmodel/format/*.proto and mlmode
 import importlib
 import importlib.util
 import json
+import os
 import struct
 import sys
 from functools import cache
@@ -95,8 +96,8 @@ class Package:
         return self._inside(self.path / "Data" / relative)
 
     def _inside(self, path: Path) -> Path:
-        """The path, if it lies in the package, links followed. Raises ProgramError."""
-        if not path.resolve().is_relative_to(self.path.resolve()):
+        """The path, if it is one of the package; its files may be links into a cache. Raises ProgramError."""
+        if not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(self.path)):
             raise ProgramError(f"{self.path} names the file {path}, which lies outside of it")
         return path
 
