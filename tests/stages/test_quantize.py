@@ -71,6 +71,7 @@ def test_shipped_configurations(
     assert sorted(path.name for path in model.path.iterdir()) == [
         "config.json",
         "formats.json",
+        "method.json",
         "preprocessing.json",
         "tokenizer.json",
         "weights.safetensors",
