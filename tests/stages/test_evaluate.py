@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -19,8 +20,8 @@ from stages.evaluation import questioning
 from stages.evaluation.answers import read_answers
 from stages.evaluation.gates import check_gates
 from stages.evaluation.names import MODEL_METRICS, TASK_METRICS, TEXT_METRICS
-from stages.schema import Prediction
-from tests.answering import DEVICES, Answering, files, workspace
+from stages.schema import Prediction, QuestionsConfig
+from tests.answering import DEVICES, Answering, asked, files, workspace
 from tests.conf import group
 
 COARSE = {"method": "rtn", "embeddings": 4}
@@ -186,3 +187,22 @@ def test_a_model_without_a_tower_cannot_be_asked_about_images(
     with pytest.raises(StageError, match="has no tower") as error:
         answering.evaluation(model, device_model, tmp_path / "out")
     assert "validate=parity" in error.value.hint
+
+
+def test_prompts_that_leave_no_room_are_all_named(made: Any, answering: Answering, tmp_path: Path) -> None:
+    """The float model has no context to run out of; the files have, and lines are told by their numbers."""
+    model, device_model, _ = made("int8", "onnxruntime")
+    lines = (answering.path / "own/questions.jsonl").read_text(encoding="utf-8").splitlines()[:3]
+    context = int(device_model.description()["context"])
+    long = [json.dumps({**json.loads(line), "question": "read the word " * context}) for line in lines[1:]]
+    (tmp_path / "own").mkdir()
+    for line in lines:
+        name = json.loads(line)["image"]
+        shutil.copyfile(answering.path / "own" / name, tmp_path / "own" / name)
+    (tmp_path / "own/questions.jsonl").write_text("\n".join([lines[0], *long]) + "\n", encoding="utf-8")
+    config = QuestionsConfig(str(tmp_path / "own"), None, 1, {"words": "exact", "letters": "cer"})
+    other = dataclasses.replace(answering, baseline=asked(answering.checkpoint, config, tmp_path / "baseline"))
+    with pytest.raises(StageError) as error:
+        other.evaluation(model, device_model, tmp_path / "evaluation")
+    assert "line 2" in error.value.message and "line 3" in error.value.message
+    assert "line 1:" not in error.value.message and "convert.context" in error.value.hint

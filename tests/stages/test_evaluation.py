@@ -1,5 +1,6 @@
 """Scores, retention, and the batched torch answers that every runtime is compared with."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +9,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stages.evaluation import bootstrap
+from stages.evaluation.batching import LARGEST, batch_size
 from stages.evaluation.bootstrap import retention
 from stages.evaluation.forced import forced_logits
 from stages.evaluation.scores import score
 from stages.evaluation.torch_answers import encode_images, generate
 from stages.models.qwen2 import CachedContext, MaskedContext
-from tests.toy import toy_checkpoint
+from tests.toy import toy_checkpoint, toy_config
 
 
 @pytest.mark.parametrize(
@@ -47,6 +50,25 @@ def test_pairing_makes_the_interval_narrow() -> None:
     """The same questions wrong on both sides: nothing is lost, and the interval says so."""
     scores = np.r_[np.ones(60), np.zeros(40)]
     assert retention(scores, scores, resamples=500, confidence=0.95, seed=1).low == 1.0
+
+
+def test_resamples_are_the_same_however_many_are_drawn_at_a_time(monkeypatch):
+    random = np.random.default_rng(3)
+    artifact, reference = random.random(37), random.random(37)
+    whole = retention(artifact, reference, resamples=101, confidence=0.9, seed=5)
+    for block in (1, 37, 100, 1000):
+        monkeypatch.setattr(bootstrap, "_BLOCK", block)
+        assert retention(artifact, reference, resamples=101, confidence=0.9, seed=5) == whole
+
+
+@pytest.mark.parametrize(
+    ("pixels", "words", "tokens", "expected"),
+    [(64, 416, 24, LARGEST), (1024, 416, 24, 2), (64, 151_936, 256, 2), (4096, 151_936, 2048, 1)],
+)
+def test_fewer_questions_of_a_larger_model_are_in_memory(pixels, words, tokens, expected):
+    shape = toy_config()
+    config = replace(shape, vision=replace(shape.vision, image_size=pixels), text=replace(shape.text, vocab_size=words))
+    assert batch_size(config, tokens) == expected
 
 
 def test_retention_covers_the_truth_about_as_often_as_it_says() -> None:
