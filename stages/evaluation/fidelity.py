@@ -57,7 +57,7 @@ def weights(checkpoint: Checkpoint, model: QuantizedModel) -> tuple[list[Layer],
                 same += before is not None and _is_rounded(before, store.float(name))
             elif before is not None:
                 change = _change(before.reshape(len(before), -1), store.dense_blocks(name))
-                layers.append(Layer(name, form, change.error, change.scale_error))
+                layers.append(Layer(name, form, _short(change.error), _short(change.scale_error)))
     return layers, same / others if others else 1.0
 
 
@@ -72,9 +72,9 @@ class Change:
     def add(self, before: NDArray[Any], after: NDArray[Any]) -> "Change":
         """Add values of both, in the same order."""
         first, second = before.astype(np.float64).ravel(), after.astype(np.float64).ravel()
-        self.both += float(first @ second)
-        self.before += float(first @ first)
-        self.after += float(second @ second)
+        self.both += float((first * second).sum())  # not by BLAS, whose sums follow the number of threads
+        self.before += float(np.square(first).sum())
+        self.after += float(np.square(second).sum())
         return self
 
     @property
@@ -96,6 +96,11 @@ class Change:
         if self.both <= 0:
             return 1.0
         return max(self.both / self.before - 1, 1 - self.after / self.both, 0.0)
+
+
+def _short(value: float) -> float:
+    """Six digits: on those behind, processors of different kinds disagree."""
+    return float(f"{value:.6g}")
 
 
 def _change(before: torch.Tensor, blocks: Iterable[tuple[int, NDArray[np.float32]]]) -> Change:

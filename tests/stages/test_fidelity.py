@@ -2,6 +2,9 @@
 
 import itertools
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -229,3 +232,21 @@ def test_words_that_changed_places_are_counted(checkpoint: Checkpoint, tmp_path:
     text["added_tokens"] = text["added_tokens"][:-1]  # and one is gone
     (tmp_path / "tokenizer.json").write_text(json.dumps(text), encoding="utf-8")
     assert vocabulary(checkpoint, DeviceModel(tmp_path)) == pytest.approx(1 - 3 / total)
+
+
+def test_sums_do_not_follow_the_number_of_threads() -> None:
+    script = (
+        "import numpy as np; from stages.evaluation.fidelity import Change; random = np.random.default_rng(1); "
+        "print(Change().add(random.standard_normal(400_000), random.standard_normal(400_000)))"
+    )
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", script],
+            env={**os.environ, "OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for threads in ("1", "2", "4")
+    }
+    assert len(said) == 1
