@@ -8,6 +8,8 @@
     │   ├── LoweringError        an operator or a weight format that a runtime cannot hold
     │   └── WorkerError          the process that ran a stage was killed
     ├── GateError                a validated metric is out of its bounds
+    ├── VerificationError        a bundle, a signature or update metadata is not what it claims to be; it is not used
+    ├── UpdateError              an update could not be had; what is in place stays
     └── StoreError               the store or the workspace cannot be read or written, or an object is damaged
         └── UnwritableError      the disk is full or must not be written: the whole build ends
 
@@ -64,6 +66,14 @@ class WorkerError(StageError):
 
 class GateError(TapeoutError):
     """A validated metric is outside the bounds that the configuration sets for it."""
+
+
+class VerificationError(TapeoutError):
+    """A bundle, a signature, a provenance, a history or update metadata is not what it claims to be. It is not used."""
+
+
+class UpdateError(TapeoutError):
+    """An update could not be had: the network, the disk, metadata that has expired. What is in place stays."""
 
 
 class StoreError(TapeoutError):

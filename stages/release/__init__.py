@@ -1,0 +1,1 @@
+"""What comes after a build: bundles that are signed and traced, releases, an update repository and its client."""

@@ -1,0 +1,1 @@
+"""The commands of a release, one a file: function(arguments, project) -> exit status."""
