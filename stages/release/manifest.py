@@ -1,7 +1,7 @@
-"""A bundle's manifest: what each file is, by size and sha256. The bundle's digest is the sha256 of manifest.json itself,
-so that who trusts the digest can check all of the bundle.
+"""A bundle's manifest: what each file is, by size and sha256.
 
-The schema is manifest.schema.json, beside this file. Whatever lies in a manifest, reading one raises VerificationError at
+The bundle's digest is the sha256 of manifest.json itself, so that who trusts the digest can check all of the bundle. The
+schema is manifest.schema.json, beside this file. Whatever lies in a manifest, reading one raises VerificationError at
 worst: it may come from anybody.
 """
 
@@ -48,7 +48,7 @@ class Manifest:
     @cached_property
     def files(self) -> tuple[File, ...]:
         """All files of the bundle but the manifest, sorted by path."""
-        files = (File(each["path"], each["size"], each["sha256"]) for each in self.value["files"])
+        files = (File(each["path"], int(each["size"]), each["sha256"]) for each in self.value["files"])
         return tuple(sorted(files, key=lambda file: file.path))
 
     @property
