@@ -1,6 +1,6 @@
 """A bundle's manifest: what each file is, by size and sha256.
 
-The bundle's digest is the sha256 of manifest.json itself, so that who trusts the digest can check all of the bundle. The
+The digest of a bundle is the sha256 of manifest.json itself, so that who trusts it can check all of the bundle. The
 schema is manifest.schema.json, beside this file. Whatever lies in a manifest, reading one raises VerificationError at
 worst: it may come from anybody.
 """
