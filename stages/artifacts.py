@@ -230,7 +230,8 @@ class Baseline(Artifact):
 class Evaluation(Artifact):
     """What the shipped files do, whatever the device: metrics.json (scores, retention, parity, fidelity, size),
     layers.json (each quantized weight's format, bytes and error); of questions answers.jsonl (one line each), and
-    flips.jsonl with images of those whose score changed."""
+    flips.jsonl with images of those whose score changed, and
+    proofs.jsonl with some that were answered right."""
 
     def metrics(self) -> dict[str, Any]:
         return dict(self.read_json("metrics.json"))

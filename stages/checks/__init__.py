@@ -5,6 +5,7 @@ per device, the device; it raises ConfigError.
 """
 
 from stages.checks.deployment import computes_in_float16, probe, sizes
+from stages.checks.packaging import package
 from stages.checks.searching import recovery, search, searches, shortlist, supernet
 from stages.checks.training import distillation, training
 from stages.checks.validating import asks_questions, compares_numbers, questions, validation
@@ -17,6 +18,7 @@ __all__ = [
     "compares_numbers",
     "computes_in_float16",
     "distillation",
+    "package",
     "probe",
     "questions",
     "recovery",

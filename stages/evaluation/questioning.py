@@ -18,6 +18,7 @@ from stages.evaluation.answers import Answer, answered, prompt_format, read_answ
 from stages.evaluation.difference import Difference
 from stages.evaluation.fidelity import vocabulary
 from stages.evaluation.metrics import compare
+from stages.evaluation.proofs import write_proofs
 from stages.schema import ValidateConfig
 
 PART = 75  # questions that one call answers: its process opens the model once, for all of its calls
@@ -36,8 +37,8 @@ def ask(
 ) -> dict[str, Any]:
     """The baseline's questions put to the device model: which they are, scores by task, parity and fidelity.
 
-    Writes answers.jsonl, and flips.jsonl with images. checkpoint: what was quantized. Raises StageError for a model
-    without a tower: the questions are about images.
+    Writes answers.jsonl, and flips.jsonl and proofs.jsonl with images. checkpoint: what was quantized. Raises
+    StageError for a model without a tower: the questions are about images.
     """
     if model.config().vision is None:
         raise StageError("the questions are about images, and the model has no tower", hint="set validate=parity")
@@ -54,6 +55,7 @@ def ask(
     reference = read_answers(baseline.path / "answers.jsonl")
     write_answers(work.out / "answers.jsonl", answers)
     _write_flips(work.out, questions, reference, answers)
+    write_proofs(work.out, questions, answers)
     compared, parity = compare(questions, answers, reference, config), _parity(ordered)
     low = [task for task, found in compared["tasks"].items() if _is_low(found, config.advise)]
     if low and parity["top1"] > _CONVERTED:

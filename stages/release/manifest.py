@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import ConfigError, VerificationError
-from pipelines.files import write_file
 
 NAME = "manifest.json"
 MANIFEST_VERSION = 2
@@ -189,7 +188,7 @@ def write_manifest(folder: Path, value: dict[str, Any]) -> Manifest:
     whole = {**value, "schema": SCHEMA, "manifest_version": MANIFEST_VERSION, "files": files}
     text = json.dumps(whole, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
     manifest = parse(text.encode(), str(folder / NAME))
-    write_file(folder / NAME, manifest.data)
+    (folder / NAME).write_bytes(manifest.data)
     return manifest
 
 

@@ -76,7 +76,14 @@ class ValidateConfig:
 
 @dataclass
 class PackageConfig:
-    """name and version of the bundle, as the manifest gives them."""
+    """name and version of the bundle, as the manifest gives them. licence: of the weights, an SPDX expression, null
+    where nothing is to be said of it; licence_file: its text. self_test: how many questions, which these files answered
+    right, an installation asks before it is used; those of one's own dataset travel with the bundle only with
+    own_questions."""
 
     name: str
     version: str
+    licence: str | None
+    licence_file: str | None
+    self_test: int
+    own_questions: bool
