@@ -193,8 +193,8 @@ def set_by(entry: Entry, releases: Mapping[tuple[str, str], Released]) -> dict[t
                     device=device,
                     champion=champion_of(value["champion"]),
                     arms=tuple(arm_from(arm) for arm in value["arms"]),
-                    salt=value["salt"],
-                    former=tuple(value["former"]),
+                    salt=text(value["salt"]),
+                    former=tuple(text(version) for version in value["former"]),
                     revoked=revoked(releases, device),
                     sequence=entry.sequence,
                 )
@@ -212,6 +212,9 @@ def check(entry: Entry, channel: Channel, releases: Mapping[tuple[str, str], Rel
         if known is None or known.bundle != arm.bundle or known.retired:
             what = "is retired" if known and known.bundle == arm.bundle else "was never created so"
             raise wrong(entry, f"{channel.channel} for {channel.device}: {arm.name} is {arm.version}, which {what}")
+    for version in channel.former:
+        if (version, channel.device) not in releases:
+            raise wrong(entry, f"{channel.channel} for {channel.device}: {version} was champion, and never created")
     ranges = sorted(each for arm in channel.arms for each in arm.ranges)
     position = 0
     for low, high in ranges:
@@ -228,11 +231,16 @@ def champion_of(value: Any) -> Arm | None:
 
 def arm_from(value: Mapping[str, Any]) -> Arm:
     ranges = tuple((low, high) for low, high in value["ranges"])
-    texts = (value["name"], value["version"])
     whole = all(type(each) is int for pair in ranges for each in pair)
-    if not (all(isinstance(text, str) for text in texts) and is_digest(value["bundle"]) and whole):
+    if not (is_digest(value["bundle"]) and whole):
         raise ValueError(f"an arm is {dict(value)!r}")
-    return Arm(value["name"], value["version"], value["bundle"], ranges)
+    return Arm(text(value["name"]), text(value["version"]), value["bundle"], ranges)
+
+
+def text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is no text")
+    return value
 
 
 def named(arm: Arm | None) -> dict[str, str] | None:
