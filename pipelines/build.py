@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from pipelines import gates, params, publish, record
+from pipelines import gates, params, provenance, publish, record
 from pipelines.checkout import opened
 from pipelines.config import Config, RayConfig
 from pipelines.display import Display
@@ -58,6 +58,7 @@ def build(
         except TapeoutError as error:  # an input, a module or a file of conf/ was there when the build began
             run.summary.unrecorded = f"during the build, this happened: {error.message}"
             display.note(f"{run.summary.unrecorded}\n  it is not in dvc.yaml: put it back and build again")
+        provenance.note(checkout, config, plan, run.summary)
         run.summary.seconds = round(time.monotonic() - started, 3)
         run.summary.build = journal.finish(run.summary, name).number
         publish.keep(project, run.summary)

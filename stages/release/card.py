@@ -104,5 +104,5 @@ def _limits(manifest: dict[str, Any], validation: dict[str, Any]) -> Iterator[st
         told = ", ".join(f"{rule} ({count})" for rule, count in sorted(counted.items()))
         places = f"{sum(counted.values())} places may be slow or imprecise on the chip, by static rules"
         yield f"- {places}: {told}. manifest.json has them."
-    yield "- `tapeout verify` checks these files against their signature. LICENCES.md and sbom.cdx.json say what they are"
-    yield "  made of."
+    yield "- `tapeout verify` checks these files against their signature; LICENCES.md and sbom.cdx.json say what they"
+    yield "  are made of."
