@@ -1,7 +1,7 @@
 """A private key at rest: PKCS8 under PBES2 (RFC 8018), PBKDF2 with HMAC-SHA-256 and AES-256-CBC, as PEM.
 
-cryptography writes this very form, but with 2,048 rounds, which a graphics card runs some million times a second; OpenSSL
-and cryptography read any number of rounds.
+cryptography writes this very form, but with 2,048 rounds, which a graphics card runs some million times a second;
+OpenSSL and cryptography read any number of rounds.
 """
 
 from __future__ import annotations
