@@ -236,6 +236,12 @@ class Evaluation(Artifact):
     def metrics(self) -> dict[str, Any]:
         return dict(self.read_json("metrics.json"))
 
+    def proofs(self) -> list[dict[str, Any]]:
+        """{"task", "image": a file here, "question", "answer"} of some that were answered right."""
+        path = self.path / "proofs.jsonl"
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
+        return [json.loads(line) for line in lines]
+
 
 class Validation(Artifact):
     """metrics.json: an Evaluation's, with what is predicted for the device, and its gates."""

@@ -8,7 +8,6 @@ from typing import Any
 from pipelines.workspace import Workspace
 from stages.artifacts import Bundle, DeviceModel, Evaluation, QuantizedModel, Validation
 from stages.devices.risks import risks_of
-from stages.evaluation.proofs import read_proofs
 from stages.quantizers.choices import weight_format
 from stages.release.bill import BILL, bill_of_materials
 from stages.release.card import CARD, model_card
@@ -101,7 +100,7 @@ def _validation(validation: Validation) -> dict[str, Any]:
 def _self_test(evaluation: Evaluation, config: PackageConfig, out: Path) -> list[dict[str, Any]]:
     """Copy the images of the questions that an installation is asked; return them with the right answers."""
     drawn = evaluation.metrics().get("questions", {}).get("source") == "procedural"
-    proofs = read_proofs(evaluation.path) if drawn or config.own_questions else []
+    proofs = evaluation.proofs() if drawn or config.own_questions else []
     asked = []
     for number, proof in enumerate(proofs[: config.self_test]):
         image = f"self_test/{number}.png"

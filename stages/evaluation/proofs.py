@@ -11,7 +11,6 @@ from PIL import Image
 from stages.data.example import Questions
 from stages.evaluation.answers import Answer
 
-PROOFS = "proofs.jsonl"
 _LARGEST = 256 << 10  # bytes of an image that travels with every bundle
 
 
@@ -29,10 +28,4 @@ def write_proofs(out: Path, questions: Questions, answers: Sequence[Answer]) -> 
             (out / image).write_bytes(file.getvalue())
             found[said.task] = {"task": said.task, "image": image, "question": said.question, "answer": said.answer}
     lines = [json.dumps(each, ensure_ascii=False, sort_keys=True) + "\n" for each in found.values()]
-    (out / PROOFS).write_text("".join(lines), encoding="utf-8")
-
-
-def read_proofs(folder: Path) -> list[dict[str, Any]]:
-    """Return what write_proofs left in the folder, nothing where no questions were asked."""
-    path = folder / PROOFS
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]] if path.is_file() else []
+    (out / "proofs.jsonl").write_text("".join(lines), encoding="utf-8")

@@ -36,6 +36,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     validation = Validation(path / "validation")
     validation.path.mkdir()
     validation.write_json("metrics.json", {"tasks": {}, "gates": []})
+    evaluation = Evaluation(path / "validation")
     for name in DEVICES:
         device = group("device", name)
         places = [path / f"{kind}-{name}" for kind in ("device", "scratch")]
@@ -43,7 +44,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (path / name).mkdir()
         made = convert(model, config, device, Workspace(*places))
         bundle = Workspace(path / name, places[1])
-        package(made, validation, model, group("package", "default"), device, bundle)
+        package(made, evaluation, validation, model, group("package", "default"), device, bundle)
     return path
 
 
