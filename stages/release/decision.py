@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,9 @@ class ReleaseError(TapeoutError):
 
 @dataclass(frozen=True)
 class Decision:
-    """channels: as they are to be; none where nothing changes. devices: that it is about. lines: what is said of it."""
+    """devices: that it is about. lines: what is said of it. channels: as they are to be. releases: by device, that were
+    created. changes: whether there is anything to record.
+    """
 
     action: str
     name: str
@@ -31,6 +33,7 @@ class Decision:
     channel: str | None = None
     channels: tuple[Channel, ...] = ()
     changes: bool = True
+    releases: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def to_entry(self) -> dict[str, Any]:
         """Return the members of the entry that records it."""
@@ -38,7 +41,7 @@ class Decision:
         for channel in self.channels:
             found.setdefault(channel.channel, {})[channel.device] = channel.to_set()
         members = {"name": self.name, "version": self.version, "devices": self.devices, "channel": self.channel}
-        return {**members, "set": found}
+        return {**members, "releases": dict(self.releases), "set": found}
 
 
 @dataclass
