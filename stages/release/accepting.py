@@ -10,9 +10,8 @@ from stages.release.keys import PublicKey
 from stages.release.layout import Releases
 from stages.release.manifest import Manifest, sha256_of
 from stages.release.state import Released
+from stages.release.statement import check_statement
 from stages.release.verifying import verify_bundle
-
-SOURCE = "source"  # of the statement's resolved dependencies
 
 
 def check_released(releases: Releases, release: Released, keys: Sequence[PublicKey]) -> None:
@@ -60,28 +59,11 @@ def said(gate: Any) -> str:
     return f"{gate.get('metric')}{task} {gate.get('value')} (bound {gate.get('bound')})"
 
 
-def check_statement(statement: Mapping[str, Any] | None, manifest: Manifest, where: str) -> None:
+def check_traced(statement: Mapping[str, Any] | None, manifest: Manifest, where: str) -> None:
     """Raise VerificationError unless there is a provenance statement, and it is this bundle's."""
-    again = "build it again ('tapeout build'), and release what that leaves"
     if statement is None:
-        raise VerificationError(f"{where}: no build of this project says where this bundle comes from", hint=again)
-    subjects = [each.get("digest", {}).get("sha256") for each in statement.get("subject", [])]
-    if subjects != [manifest.digest]:
         raise VerificationError(
-            f"{where}: its provenance is that of another bundle: {', '.join(str(each)[:16] for each in subjects)}..., "
-            f"expected {manifest.digest[:16]}...",
-            hint=again,
+            f"{where}: no build of this project says where this bundle comes from",
+            hint="build it again ('tapeout build'), and release what that leaves",
         )
-
-
-def uncommitted(statement: Mapping[str, Any]) -> list[str] | None:
-    """Return the files that a bundle was built from without being committed, or None where all were.
-
-    Empty: the sources had no revision at all.
-    """
-    definition = statement.get("predicate", {}).get("buildDefinition", {})
-    for dependency in definition.get("resolvedDependencies", []):
-        if dependency.get("name") == SOURCE:
-            annotations = dependency.get("annotations", {})
-            return list(annotations.get("changed", [])) if annotations.get("dirty") else None
-    return []
+    check_statement(statement, manifest, f"{where}: the build's provenance")

@@ -1,7 +1,7 @@
-"""Waiting until MLflow's registry has followed the history; stages/release/syncing.py is the process that brings it there.
+"""Waiting until MLflow's registry has followed the history; who brings it there is stages/release/syncing.py.
 
-Importing MLflow takes seconds, and commands come in bursts. So a command that has written its entry only waits until the
-registry has come that far, and starts the process where none runs. That one goes on for some seconds after the last
+Importing MLflow takes seconds, and commands come in bursts. So a command that has written its entry only waits until
+the registry has come that far, and starts the process where none runs. That one goes on for some seconds after the last
 entry, and what others write meanwhile is its work too. What MLflow refuses is remembered for `tapeout release status`,
 and tried again by the next command: the history does not wait for it.
 """

@@ -63,8 +63,7 @@ class Writing:
         name: of who signs, for readers; empty: of the key. values: the other members of Entry. Raises ConfigError for a
         key that is not trusted, StoreError.
         """
-        if key.public.keyid not in {each.keyid for each in self.keys}:
-            raise untrusted(key, self.path)
+        self.check_key(key)
         number, previous = self.next
         entry = Entry(
             sequence=number,
@@ -79,6 +78,11 @@ class Writing:
         entry = replace(entry, digest=hashlib.sha256(line).hexdigest())
         self.log = Log((*self.log.entries, entry), 0, self.path.stat().st_size, True)
         return entry
+
+    def check_key(self, key: SigningKey) -> None:
+        """Raise ConfigError for a key that readers would not trust."""
+        if key.public.keyid not in {each.keyid for each in self.keys}:
+            raise untrusted(key, self.path)
 
     @property
     def next(self) -> tuple[int, str]:

@@ -13,7 +13,7 @@ from typing import Any
 from pipelines.errors import ConfigError, VerificationError, suggestion
 from pipelines.project import Project
 from pipelines.sealed import read_sealed
-from stages.release.accepting import check_gates, check_statement, uncommitted
+from stages.release.accepting import check_gates, check_traced
 from stages.release.archive import pack
 from stages.release.decision import Decision, ReleaseError, once
 from stages.release.keys import SigningKey
@@ -21,6 +21,7 @@ from stages.release.layout import Releases, sidecars
 from stages.release.manifest import NAME, Manifest, read
 from stages.release.signing import sign_bundle
 from stages.release.state import State
+from stages.release.statement import source_of
 
 Statements = Callable[[Project, str], dict[str, Any] | None]
 
@@ -55,12 +56,12 @@ def candidates(
         check_version(manifest, version, where)
         check_gates(manifest, where)
         statement = statements(project, device)
-        check_statement(statement, manifest, where)
+        check_traced(statement, manifest, where)
         assert statement is not None
-        changed = uncommitted(statement)
-        if changed is not None and not allow_dirty:
-            raise uncommitted_sources(where, changed)
-        found.append(Candidate(folder, manifest, statement, changed is not None))
+        _, dirty, changed = source_of(statement)
+        if dirty and not allow_dirty:
+            raise uncommitted(where, changed)
+        found.append(Candidate(folder, manifest, statement, dirty))
     check_alike(found)
     return found
 
@@ -120,7 +121,7 @@ def creation(releases: Releases, state: State, found: Sequence[Candidate], key: 
                 )
             lines.append(f"{each.manifest.title}: {releases.project.relative(archive)}")
             if known is None:
-                made[each.device] = {"bundle": each.manifest.digest, "archive": digest, **dirty(each)}
+                made[each.device] = {"bundle": each.manifest.digest, "archive": digest, **marks(each)}
         else:
             lines.append(f"{each.manifest.title}: released already")
     devices = tuple(made) or tuple(each.device for each in found)
@@ -149,9 +150,8 @@ def check_new(state: State, candidate: Candidate) -> None:
 
 
 def whole(archive: Path) -> bool:
-    """Say whether an archive and its sidecars are all there; what is in them is verified at promotion."""
-    beside = sidecars(archive)
-    return all(path.is_file() for path in (archive, beside.provenance, beside.signature))
+    """Say whether an archive and its provenance are there; what is in them is verified at promotion."""
+    return archive.is_file() and sidecars(archive).provenance.is_file()
 
 
 def write(archive: Path, candidate: Candidate, key: SigningKey) -> str:
@@ -161,11 +161,11 @@ def write(archive: Path, candidate: Candidate, key: SigningKey) -> str:
     return digest
 
 
-def dirty(candidate: Candidate) -> dict[str, bool]:
+def marks(candidate: Candidate) -> dict[str, bool]:
     return {"dirty": True} if candidate.dirty else {}
 
 
-def uncommitted_sources(where: str, changed: Sequence[str]) -> ReleaseError:
+def uncommitted(where: str, changed: Sequence[str]) -> ReleaseError:
     listed = ", ".join(changed[:5]) + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")
     return ReleaseError(
         f"{where}: was built from sources that no commit holds: {listed or 'there is no revision'}",
