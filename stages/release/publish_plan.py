@@ -1,0 +1,182 @@
+"""What an update repository lacks of what the signed history says. Looking changes nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from pipelines.errors import ConfigError, VerificationError
+from stages.release import delta_index
+from stages.release.adding import bundle_path, lacking, read_manifest, read_target, target_paths
+from stages.release.manifest import object_of
+from stages.release.repository import Repository
+from stages.release.roles import ONLINE, channel_role
+
+if TYPE_CHECKING:
+    from stages.release.keys import SigningKey
+    from stages.release.state import Channel, Released, State
+
+HISTORY = "x-tapeout-history"  # in the signed part of targets and channels: the last entry that they were made from
+
+
+@dataclass
+class Plan:
+    """releases: to add. mend: published ones whose blobs are not all there. retired: targets to remove. documents:
+    {channel: {path: bytes}}. deltas: (release, bundle to come from) to make. dropped: targets of deltas for nobody.
+    renewed: roles that half of its life has passed for, and whose key is here."""
+
+    releases: list[Released] = field(default_factory=list)
+    mend: list[Released] = field(default_factory=list)
+    retired: list[str] = field(default_factory=list)
+    documents: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    deltas: list[tuple[Released, str]] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+    renewed: list[str] = field(default_factory=list)
+    refused: tuple[str, ...] = ()
+
+    @property
+    def roles(self) -> list[str]:
+        """The roles that must sign something."""
+        targets = self.releases or self.retired or self.deltas or self.dropped or "targets" in self.refused
+        channels = [channel_role(name) for name in self.documents]
+        wanted = [*(["targets"] if targets else []), *channels, *self.renewed, *self.refused]
+        found = [role for role in dict.fromkeys(wanted) if role not in ONLINE]
+        return [*found, *ONLINE] if wanted else []
+
+    @property
+    def empty(self) -> bool:
+        return not (self.roles or self.mend)
+
+
+def planned(
+    repository: Repository, state: State, keys: Sequence[SigningKey], now: datetime, check: bool = False
+) -> Plan:
+    """Return what the repository lacks. check: hash its blobs, too.
+
+    Raises ConfigError for a channel that it has no role for, VerificationError where it holds another bundle.
+    """
+    plan = Plan(refused=repository.refused)
+    targets = repository.targets.signed.targets
+    for release in served(state):
+        found = targets.get(bundle_path(release.device, release.version))
+        if found is None:
+            plan.releases.append(release)
+        elif found.hashes.get("sha256") != release.bundle:
+            raise VerificationError(
+                f"the repository has another bundle as {release.title} than the history: "
+                f"{found.hashes.get('sha256')} instead of {release.bundle}",
+                hint="a version that was published stays what it was: create another, 'tapeout release create'",
+            )
+        elif wanting(repository, release.bundle, check):
+            plan.mend.append(release)
+    plan.retired = [path for path in targets if path in set(retired_paths(state, targets))]
+    for channel in state.channels.values():
+        plan_document(plan, repository, channel)
+    if repository.signed_now("targets", keys):
+        plan_deltas(plan, repository, state)
+    roles = ["targets", *(channel_role(name) for name in repository.channels), *ONLINE]
+    plan.renewed = [role for role in roles if repository.due(role, now) and repository.signed_now(role, keys)]
+    return plan
+
+
+def served(state: State) -> list[Released]:
+    """Return the releases that a channel names, each once, in the order of the history."""
+    named = {(arm.version, channel.device) for channel in state.channels.values() for arm in channel.serving}
+    return [release for key, release in state.releases.items() if key in named]
+
+
+def wanting(repository: Repository, bundle: str, check: bool = False) -> bool:
+    """Say whether blobs of a published bundle are not there."""
+    found = delta_index.known(repository.targets.signed.targets)[bundle]
+    return any(lacking(repository.layout, read_manifest(repository.layout, *found).files, check))
+
+
+def retired_paths(state: State, targets: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the targets of releases that were retired; deltas that lead away from them stay."""
+    for release in state.releases.values():
+        if release.retired:
+            yield from target_paths(release.device, release.version)
+            for source in delta_index.indexed(targets, release.device, release.version):
+                yield delta_index.index_path(release.device, release.version, source)
+
+
+def plan_document(plan: Plan, repository: Repository, channel: Channel) -> None:
+    """Note a channel's document where another one is published. Raises ConfigError where the channel has no role."""
+    if channel.channel not in repository.channels:
+        raise ConfigError(
+            f"the history has a channel '{channel.channel}', and the repository has no role for it",
+            hint=f"'tapeout repository channel DIR {channel.channel} --key ...' adds it",
+        )
+    path = document_path(channel.channel, channel.device)
+    text = json.dumps(channel.document(), sort_keys=True, separators=(",", ":"), ensure_ascii=False) + "\n"
+    found = repository.channels[channel.channel].signed.targets.get(path)
+    if found is None or found.hashes.get("sha256") != hashlib.sha256(text.encode()).hexdigest():
+        plan.documents.setdefault(channel.channel, {})[path] = text.encode()
+
+
+def document_path(channel: str, device: str) -> str:
+    return f"channels/{channel}/{device}.json"
+
+
+def plan_deltas(plan: Plan, repository: Repository, state: State) -> None:
+    """Note which deltas are missing, and which are for nobody any more.
+
+    The likeliest bundles to come from are those that channels name now, then those that they named until now, then
+    those that there are deltas from already, then the latest of the others.
+    """
+    targets, layout = repository.targets.signed.targets, repository.layout
+    now_serving = served(state)
+    # only what can be read, so that the next run does not find the same deltas missing again
+    there = {bundle for bundle in delta_index.known(targets) if not wanting(repository, bundle)}
+    there |= {release.bundle for release in (*plan.releases, *plan.mend)}
+    for release in now_serving:
+        device = release.device
+        latest = [each for each in reversed(list(state.releases.values())) if each.device == device]
+        had = delta_index.indexed(targets, device, release.version)
+        whole = [each for each in had if delta_index.intact(layout, targets, device, release.version, each)]
+        ranked = [
+            [each.bundle for each in reversed(now_serving) if each.device == device],
+            named_until_now(repository, device),
+            whole,
+            [each.bundle for each in latest if not each.retired],
+        ]
+        possible = {*there, *whole}
+        wanted = delta_index.sources(release.bundle, *([each for each in rank if each in possible] for rank in ranked))
+        plan.deltas += [(release, source) for source in wanted if source not in whole]
+        plan.dropped += [delta_index.index_path(device, release.version, each) for each in had if each not in wanted]
+
+
+def named_until_now(repository: Repository, device: str) -> list[str]:
+    """Return the bundles that the published documents name for a device."""
+    found = []
+    for name, metadata in repository.channels.items():
+        path = document_path(name, device)
+        if target := metadata.signed.targets.get(path):
+            document = object_of(read_target(repository.layout, path, target), path)
+            found += [each["bundle"] for each in (document["champion"], *document["arms"]) if each]
+    return found
+
+
+def check_history(repository: Repository, state: State, heads: Mapping[int, str]) -> None:
+    """Raise VerificationError unless the history goes on from the one that the repository was published from."""
+    for role in ("targets", *(channel_role(name) for name in repository.channels)):
+        mark = repository.metadata_of(role).signed.unrecognized_fields.get(HISTORY)
+        if mark is None:
+            continue
+        sequence, digest = mark["sequence"], mark["sha256"]
+        if sequence > state.sequence:
+            raise VerificationError(
+                f"the history has {state.sequence} entries, and the repository's '{role}' was published from entry "
+                f"{sequence}: its end is missing",
+                hint="get the newest releases/history.jsonl (git pull), and find out who cut it",
+            )
+        if heads.get(sequence, digest) != digest:
+            raise VerificationError(
+                f"the repository's '{role}' was published from another history: its entry {sequence} is "
+                f"{digest[:16]}..., and here it is {heads[sequence][:16]}...",
+                hint="publish from the history that this repository belongs to, or 'tapeout repository init' another",
+            )
