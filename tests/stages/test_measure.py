@@ -13,7 +13,7 @@ from pipelines.errors import ConfigError, StageError, StoreError, TapeoutError
 from pipelines.project import Project
 from pipelines.sealed import read_sealed
 from pipelines.workspace import Workspace
-from stages.artifacts import DeviceModel, Validation
+from stages.artifacts import DeviceModel, Evaluation, Validation
 from stages.convert import convert
 from stages.measuring import memory, process
 from stages.measuring.bundle import open_bundle

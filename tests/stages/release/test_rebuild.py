@@ -1,0 +1,97 @@
+"""A bundle built again from its provenance, in a project with quick stages."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipelines.errors import ConfigError, VerificationError
+from pipelines.project import Project
+from pipelines.provenance import read_statement
+from stages.release.manifest import read
+from stages.release.rebuild import rebuild
+from tests.pipelines.toy import Toy, add_dvc, commit, make_toy
+
+PACKAGE = """
+from stages.release.manifest import write_manifest
+from toystages.folder import Folder
+
+
+def package(model: Folder, validation: Folder, device, work):
+    (work.out / "model.bin").write_text(model.text("graph/model.bin"))
+    value = {
+        "name": "toy", "version": "1.0.0", "device": {"name": device.name}, "runtime": "onnxruntime",
+        "model": {"runtime": "onnxruntime", "files": {"decoder": "model.bin"}}, "weights": [], "validation": {},
+        "licence": {"weights": None, "files": []}, "self_test": [],
+        "documents": {"model_card": "model.bin", "bill_of_materials": "model.bin"},
+    }
+    write_manifest(work.out, value)
+"""
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
+    toy = make_toy(tmp_path_factory.mktemp("rebuild") / "toy")
+    toy.write("toystages/package.py", PACKAGE)
+    add_dvc(toy)
+    assert toy.build("quantize.bits=3").status == 0
+    return toy
+
+
+def again(toy: Toy, source: Path | None = None, settings: tuple[str, ...] = ()) -> list[str]:
+    project = Project(toy.root)
+    statement = read_statement(project, "phone")
+    assert statement is not None
+    return rebuild(read(toy.root / "artifacts/phone"), statement, project, source, settings)
+
+
+def test_the_same_bytes_come_out(toy: Toy) -> None:
+    toy.edit("toystages/convert.py", "for", "for another")  # what lies in the folder now does not count
+    assert again(toy) == []
+    toy.edit("toystages/convert.py", "for another", "for")
+
+
+def test_other_sources_give_other_bytes_and_are_named(toy: Toy, tmp_path: Path) -> None:
+    other = make_toy(tmp_path / "other")
+    other.write("toystages/package.py", PACKAGE)
+    other.edit("toystages/convert.py", "} for {", "} fit for {")
+    other.write(".gitignore", "/artifacts\n/.tapeout\n")
+    other.call("git", "init", "-q")
+    found = again(toy, other.root)
+    assert found[0].startswith("model.bin: sha256 ")
+    assert found[-1] == "the first stage to give something else: convert"
+
+
+def test_sources_that_nobody_has(toy: Toy, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no project's folder"):
+        again(toy, tmp_path)
+    statement = read_statement(Project(toy.root), "phone")
+    assert statement is not None
+    text = json.dumps(statement)
+    manifest = read(toy.root / "artifacts/phone")
+    commit_of_it = toy.call("git", "rev-parse", "HEAD").out.strip()
+    for old, new, expected in (
+        (commit_of_it, "0" * 40, "does not hold the commit 000"),
+        ('"dirty": false', '"dirty": true', "never committed"),
+        (f'"digest": {{"gitCommit": "{commit_of_it}"}}, ', "", "in no git repository"),
+        ('"quantize.bits=3"', '"model.path=<external>/weights"', "something outside the project"),
+    ):
+        assert old in text
+        with pytest.raises(ConfigError, match=expected):
+            rebuild(manifest, json.loads(text.replace(old, new)), Project(toy.root), None)
+    with pytest.raises(VerificationError, match="do not build"):
+        rebuild(manifest, json.loads(text.replace("quantize.bits=3", "quantize.bist=3")), Project(toy.root), None)
+
+
+def test_what_lay_outside_can_be_said(toy: Toy, tmp_path: Path) -> None:
+    outside = tmp_path / "weights"
+    outside.mkdir()
+    (outside / "weights.txt").write_text("3 4\n")
+    commit(toy)
+    assert toy.build(f"model.path={outside}").status == 0
+    with pytest.raises(ConfigError) as caught:
+        again(toy)
+    assert "--set model.path=PATH" in caught.value.hint
+    assert again(toy, settings=(f"model.path={outside}",)) == []
+    with pytest.raises(ConfigError, match="not built with that"):
+        again(toy, settings=(f"model.path={outside}", "quantize.bits=4"))
