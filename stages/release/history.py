@@ -57,11 +57,11 @@ class Writing:
     log: Log
     keys: Sequence[PublicKey]
 
-    def append(self, key: SigningKey, name: str, action: str, **values: Any) -> Entry:
+    def append(self, key: SigningKey, who: str, action: str, **values: Any) -> Entry:
         """Sign an entry, write it, and return it once it is on the disk.
 
-        name: of who signs, for readers; empty: of the key. values: the other members of Entry. Raises ConfigError for a
-        key that is not trusted, StoreError.
+        who: signs, for readers; empty: the key's name. values: the other members of Entry. Raises ConfigError for a key
+        that is not trusted, StoreError.
         """
         self.check_key(key)
         number, previous = self.next
@@ -69,7 +69,7 @@ class Writing:
             sequence=number,
             previous=previous,
             time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            who={"keyid": key.public.keyid, "name": name or key.public.name},
+            who={"keyid": key.public.keyid, "name": who or key.public.name},
             action=action,
             **values,
         )
