@@ -107,7 +107,7 @@ def show_document(options: argparse.Namespace, value: Any) -> None:
 
 def run(options: argparse.Namespace, project: Project) -> int:
     """Run the command of `options` in `project`."""
-    alone = {"verify": verify, "builds": builds, "gc": gc, "build": build, "compare": compare}
+    alone = {"builds": builds, "gc": gc, "build": build, "compare": compare}
     if options.command in alone:
         return alone[options.command](project, options)
     if options.command == "report":
@@ -272,23 +272,6 @@ def gc(project: Project, options: argparse.Namespace) -> int:
         else:
             print("\n".join(garbage.lines(checkout, dry)))
     return 0
-
-
-def verify(project: Project, options: argparse.Namespace) -> int:
-    """Print what is damaged; exit status 1 if anything is."""
-    from pipelines.checkout import opened
-    from pipelines.verify import verify_bundle, verify_store, verify_workspace
-
-    if options.target:
-        damaged = list(verify_bundle(Path(options.target)))
-    else:
-        with opened(project, waiting) as checkout:
-            damaged = [*verify_store(checkout), *verify_workspace(checkout)]
-    if options.json:
-        show_document(options, {"damaged": damaged})
-    else:
-        print("\n".join(damaged) or "nothing is damaged")
-    return 1 if damaged else 0
 
 
 def waiting() -> None:

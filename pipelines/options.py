@@ -13,14 +13,13 @@ COMMANDS = {
     "build": "build what changed; gates decide the exit status",
     "plan": "the nodes, which would run, and why",
     "explain": "what a node is made of, and what changed since the last build",
-    "verify": "rehash the store and the workspace, or a bundle, and name what is damaged",
     "report": "one self-contained HTML page of the last build",
     "builds": "what was built: number, time, name, overrides, and how it ended",
     "compare": "what differs between two builds: figures, answers, gates, results; by default the last two",
     "gc": f"remove what neither a named build nor the last {KEEP} nor the workspace needs",
     "stage": "run one node alone (what dvc.yaml calls)",
 }
-WITH_NAME = {"explain": "NODE", "stage": "NODE", "verify": "PATH"}
+WITH_NAME = {"explain": "NODE", "stage": "NODE"}
 ONLY_FOR = {  # options that other commands have no use for
     "jobs": ("build",),
     "keep_going": ("build",),
@@ -32,7 +31,7 @@ ONLY_FOR = {  # options that other commands have no use for
     "shared_cache": ("gc",),
     "html": ("compare",),
 }
-WITHOUT_WORDS = ("verify", "report", "builds", "gc")
+WITHOUT_WORDS = ("report", "builds", "gc")
 
 
 class Parser(argparse.ArgumentParser):
@@ -132,7 +131,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     if options.keep is not None and options.keep < 0:
         raise ConfigError(f"--keep {options.keep}: how many builds? 0 or more")
     options.target = None
-    if options.command in WITH_NAME and options.words and (options.command == "verify" or "=" not in options.words[0]):
+    if options.command in WITH_NAME and options.words and "=" not in options.words[0]:
         options.target = options.words.pop(0)
     if options.command == "compare":
         options.builds = compared_builds(options.words)
@@ -140,7 +139,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     if options.command in WITHOUT_WORDS and options.words:
         raise ConfigError(
             f"'tapeout {options.command}' has no use for: {' '.join(options.words)}",
-            hint=f"tapeout {options.command} {'[PATH]' if options.command == 'verify' else ''}".rstrip(),
+            hint=f"tapeout {options.command}",
         )
     if options.name is not None and options.multirun:
         raise ConfigError(

@@ -1,14 +1,13 @@
-"""`tapeout verify`: rehash the store and the workspace, or a bundle against its manifest, and name what is damaged."""
+"""Rehashes the store and the workspace, and names what is damaged."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from pipelines.checkout import Checkout
 from pipelines.digests import FileDigest, hash_bytes, hash_file
-from pipelines.errors import ConfigError, StoreError
+from pipelines.errors import StoreError
 from pipelines.files import storing
 from pipelines.history import history_of
 from pipelines.ledger import read_record
@@ -121,44 +120,3 @@ def difference(checkout: Checkout, path: Path, expected: FileDigest | None) -> s
     except StoreError as error:
         return error.message
     return "" if found == expected.sha256 else f"its sha256 is {found}, and the record says {expected.sha256}"
-
-
-def verify_bundle(folder: Path) -> Iterator[str]:
-    """Rehash the files that folder/manifest.json lists; yield what is damaged, missing or not listed.
-
-    Nothing outside the folder is read, whatever the manifest says. Raises ConfigError, and StoreError for a link.
-    """
-    wanted = listed_in(folder)
-    found = set(walk(folder))  # a link anywhere ends it here
-    for name, expected in sorted(wanted.items()):
-        path = folder / name
-        if not lies_inside(name):
-            yield f"{folder / 'manifest.json'}: lists '{name}', which is no path inside the bundle"
-        elif name not in found:
-            yield f"{path}: missing"
-        elif (digest := hash_file(path)[0]) != expected:
-            yield f"{path}: its sha256 is {digest}, and the manifest says {expected}"
-    for name in sorted(found - set(wanted) - {"manifest.json"}):
-        yield f"{folder / name}: not in the manifest"
-
-
-def listed_in(folder: Path) -> dict[str, str]:
-    """Return {path: sha256} as folder/manifest.json has it. Raises ConfigError.
-
-    Its "files" is {path: {"sha256", "size"}} or a list of {"path", "sha256", "size"}.
-    """
-    manifest = folder / "manifest.json"
-    try:
-        files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
-        entries = files if isinstance(files, dict) else {each["path"]: each for each in files}
-        return {str(name): str(entry["sha256"]) for name, entry in entries.items()}
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise ConfigError(
-            f"{manifest} is not a bundle's manifest: {error}",
-            hint="name a bundle's folder, or nothing to verify the store",
-        ) from error
-
-
-def lies_inside(name: str) -> bool:
-    """Say whether a name is a plain path down from the folder: no root, no '..', no '.', no empty part."""
-    return "\\" not in name and all(part not in ("", ".", "..") for part in name.split("/"))

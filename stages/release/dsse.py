@@ -114,7 +114,10 @@ def decoded(text: Any, where: str) -> bytes:
     try:
         if not isinstance(text, str):
             raise ValueError(f"{type(text).__name__} instead of text")
-        return base64.b64decode(text, validate=True)
+        data = base64.b64decode(text, validate=True)
+        if base64.b64encode(data).decode() != text:
+            raise ValueError("its last character stands for more bits than there are")
+        return data
     except (ValueError, binascii.Error) as cause:
         raise malformed(where, f"not base64: {cause}") from cause
 
@@ -125,7 +128,11 @@ def malformed(where: str, why: str) -> VerificationError:
 
 def written(envelope: Envelope) -> bytes:
     """Return an envelope's one form in bytes."""
-    value = {
+    return json.dumps(value_of(envelope), separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def value_of(envelope: Envelope) -> dict[str, Any]:
+    return {
         "payload": base64.b64encode(envelope.payload).decode(),
         "payloadType": envelope.payload_type,
         "signatures": [
@@ -133,7 +140,6 @@ def written(envelope: Envelope) -> bytes:
             for keyid, signature in envelope.signatures.items()
         ],
     }
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def pae(payload: bytes, payload_type: str) -> bytes:

@@ -117,17 +117,21 @@ def new_key(path: Path, kind: str = "p256", passphrase: str | None = None) -> Si
     """
     from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
-    if kind not in KINDS:
-        raise ConfigError(f"there is no key of type '{kind}'", hint=suggestion(kind, KINDS, "types"))
-    beside = public_path(path)
-    for each in (path, beside):
-        if os.path.lexists(each):
-            raise ConfigError(f"{each} exists, and a key is never overwritten", hint="name another file")
+    check_new(path, kind)
     private: Any = ec.generate_private_key(ec.SECP256R1()) if kind == "p256" else ed25519.Ed25519PrivateKey.generate()
     key = SigningKey(public_key(private.public_key(), path.name, path), private)
     create(path, private_pem(key, passphrase), 0o600)
-    create(beside, key.public.pem, 0o644)
+    create(public_path(path), key.public.pem, 0o644)
     return key
+
+
+def check_new(path: Path, kind: str) -> None:
+    """Raise ConfigError where no key can be made: of an unknown kind, or over another."""
+    if kind not in KINDS:
+        raise ConfigError(f"there is no key of type '{kind}'", hint=suggestion(kind, KINDS, "types"))
+    for each in (path, public_path(path)):
+        if os.path.lexists(each):
+            raise ConfigError(f"{each} exists, and a key is never overwritten", hint="name another file")
 
 
 def public_path(path: Path) -> Path:
