@@ -1,0 +1,139 @@
+"""Does a bundle work on this machine? It answers its manifest's questions, as the app will ask, before it is used.
+
+The files run in a process of their own, with a time limit: a model that hangs or crashes takes nothing with it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines.errors import LoweringError, StageError, TapeoutError, UpdateError
+from stages.release.manifest import Manifest, read
+
+if TYPE_CHECKING:
+    from stages.runtimes.session import LanguageSession
+
+SECONDS = 120.0
+FROM_OUTSIDE = (-signal.SIGTERM, -9)  # exit statuses; 9: SIGKILL, which a system short of memory sends
+SelfTest = Callable[[Path], str]
+
+
+def self_test(folder: Path, seconds: float = SECONDS) -> str:
+    """Test the bundle in a folder. Return "" where it works, or why this machine cannot tell.
+
+    Raises StageError where it does not work; UpdateError where the test was stopped from outside.
+    """
+    with tempfile.TemporaryDirectory(prefix="tapeout-self-test-") as name:
+        result = Path(name, "result.json")
+        words = [sys.executable, "-m", __name__, str(folder.resolve()), str(result)]
+        process = subprocess.Popen(
+            words, env=environment(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        try:
+            status = process.wait(seconds)
+        except subprocess.TimeoutExpired as cause:
+            raise StageError(f"it gave no answer in {seconds:g} s") from cause
+        finally:
+            process.kill()
+            process.wait()
+        if not result.is_file():
+            if status in FROM_OUTSIDE:
+                raise UpdateError(
+                    f"{folder}: its self-test was stopped by signal {-status}",
+                    hint="signal 9 is what a system short of memory sends; what is in place stays, run it again",
+                )
+            how = f"signal {-status}" if status < 0 else f"exit status {status}"
+            raise StageError(f"the process that ran it ended with {how}")
+        said: dict[str, str] = json.loads(result.read_text(encoding="utf-8"))
+    if "error" in said:
+        raise StageError(said["error"])
+    return said["note"]
+
+
+def environment() -> dict[str, str]:
+    import stages
+
+    root = str(Path(stages.__file__).parent.parent)
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
+    return {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": path}
+
+
+def main(folder: Path, result: Path) -> None:
+    """Test in this process; write {"note"} or {"error"} to `result`."""
+    try:
+        said = {"note": tested(folder)}
+    except (ImportError, LoweringError) as cause:  # a runtime that is not installed; files for another processor
+        said = {"note": f"not tested here: {cause.message if isinstance(cause, LoweringError) else cause}"}
+    except TapeoutError as error:
+        said = {"error": error.message}
+    except Exception as cause:  # files may make a runtime fail in any way
+        said = {"error": f"{type(cause).__name__}: {' '.join(str(cause).split())[:500]}"}
+    aside = result.with_suffix(".new")
+    aside.write_text(json.dumps(said), encoding="utf-8")
+    os.replace(aside, result)
+
+
+def tested(folder: Path) -> str:
+    """Ask the bundle's questions; where it has none, open its files. Raises StageError for a wrong answer."""
+    from stages.artifacts import DeviceModel
+    from stages.runtimes.opening import open_graph, open_session
+
+    manifest = read(folder)
+    model = DeviceModel(folder)
+    if "decoder" not in manifest.value["model"]["files"]:
+        open_graph(model)
+        return ""
+    session, questions = open_session(model), manifest.value["self_test"]
+    for question in questions:
+        answer = answered(folder, manifest, session, question)
+        if answer != question["answer"]:
+            raise StageError(
+                f"asked {question['question']!r} it answers {answer!r}; {question['answer']!r} was expected"
+            )
+    if not questions:
+        import numpy as np
+
+        from stages.runtimes.generate import generate
+
+        blank = np.zeros((0, int(session.description["hidden"])), np.float32)
+        generate(session, [0], blank, end_id=-1, max_new_tokens=1)
+        return "the bundle has no questions for a self-test: its decoder was run, and that is all"
+    return ""
+
+
+def answered(folder: Path, manifest: Manifest, session: LanguageSession, question: dict[str, Any]) -> str:
+    """Return the bundle's own answer, greedily chosen."""
+    import numpy as np
+
+    from stages.data.image import preprocess
+    from stages.data.prompt import PromptFormat
+    from stages.runtimes.generate import generate
+
+    description = session.description
+    tower = "encoder" in manifest.value["model"]["files"] and question["image"] is not None
+    image = (int(description["image_token_id"]), int(description["image_tokens"])) if tower else (None, 0)
+    prompts = PromptFormat.open(folder, *image)
+    features = np.zeros((0, int(description["hidden"])), np.float32)
+    if tower:
+        settings = json.loads((folder / "preprocessing.json").read_text(encoding="utf-8"))
+        features = session.encode(preprocess(folder / question["image"], settings))
+    ids = generate(
+        session,
+        prompts.encode(question["question"]),
+        features,
+        end_id=prompts.end_id,
+        max_new_tokens=prompts.max_new_tokens,
+    )
+    return prompts.decode(ids)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

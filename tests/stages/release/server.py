@@ -1,0 +1,119 @@
+"""A web server for tests, of a folder, which can do what servers, caches and networks do."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote
+
+
+@dataclass
+class Fault:
+    """What goes wrong with the files whose path holds `path`, for so many answers (None: all).
+
+    cut: the connection ends after so many bytes. status: an error instead. ranges: whether parts can be had. length:
+    what is announced instead of the true length. data: what is sent instead. more: sent after the end. pause: seconds
+    after each `piece` bytes. headers: beside the others.
+    """
+
+    path: str = ""
+    times: int | None = None
+    cut: int | None = None
+    status: int = 0
+    ranges: bool = True
+    length: int | None = None
+    data: bytes | None = None
+    more: bytes = b""
+    pause: float = 0.0
+    piece: int = 1 << 16
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+class Server:
+    """Serves a folder at `url` until `close`; requests: "path" or "path bytes=N-" of each; sent: bytes of bodies."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.faults, self.requests, self.sent = folder, [], [], 0
+        self.faults: list[Fault]
+        self.requests: list[str]
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), handler(self))
+        self.http.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
+        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
+
+    def fault(self, path: str) -> Fault:
+        for fault in self.faults:
+            if fault.path in path and fault.times != 0:
+                if fault.times is not None:
+                    fault.times -= 1
+                return fault
+        return Fault()
+
+    def close(self) -> None:
+        self.http.shutdown()
+        self.http.server_close()
+
+
+@contextlib.contextmanager
+def serving(folder: Path) -> Iterator[Server]:
+    server = Server(folder)
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+def handler(server: Server) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+
+        def do_GET(self) -> None:
+            path, wanted = unquote(self.path).lstrip("/"), self.headers.get("Range", "")
+            server.requests.append(f"{path} {wanted}".strip())
+            fault = server.fault(path)
+            file = server.folder / path
+            if fault.status or (fault.data is None and not file.is_file()):
+                self.send_error(fault.status or 404)
+                return
+            data = (file.read_bytes() if fault.data is None else fault.data) + fault.more
+            start = int(found[1]) if fault.ranges and (found := re.match(r"bytes=(\d+)-", wanted)) else 0
+            if start and start >= len(data):
+                self.send_error(416)
+                return
+            self.send_response(206 if start else 200)
+            if start:
+                self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+            self.send_header("Content-Length", str(len(data) - start if fault.length is None else fault.length))
+            for name, value in fault.headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                self.send(memoryview(data)[start:], fault)
+
+        def send(self, data: memoryview, fault: Fault) -> None:
+            end = len(data) if fault.cut is None else min(fault.cut, len(data))
+            for place in range(0, end, fault.piece):
+                piece = data[place : min(place + fault.piece, end)]
+                self.wfile.write(piece)
+                server.sent += len(piece)
+                time.sleep(fault.pause)
+            if fault.cut is not None or fault.length is not None:
+                self.wfile.flush()
+                self.close_connection = True
+                if fault.cut is not None and fault.cut % 2:  # half of the cuts reset the connection, half end it
+                    self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    self.connection.close()
+
+        def log_message(self, *words: object) -> None:
+            pass
+
+    return Handler
