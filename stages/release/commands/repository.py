@@ -61,9 +61,10 @@ def parser_of(action: str) -> Parser:
         parser.add_argument(
             "--channel",
             metavar="NAME[=FILE]",
-            action="append",
+            nargs="+",
+            action="extend",
             default=[],
-            help="and its key; default: the release key",
+            help="and its key; by default the release key",
         )
     elif action == "rotate":
         parser.add_argument("role", metavar="ROLE", help="root, targets, snapshot, timestamp, online, channel-NAME")
