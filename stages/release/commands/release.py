@@ -54,6 +54,7 @@ def change(action: str, options: argparse.Namespace, project: Project, tracking:
     with History(releases.history).writing(trusted_keys((), releases), waiting) as writing:
         if writing.log.torn:
             note(f"{releases.history}: dropping {writing.log.torn} bytes, the unfinished entry of a killed command")
+        writing.check_key(key)
         decision, entry = decide(state_of(writing.log.entries), writing, key), None
         if decision.changes:
             entry = writing.append(key, options.who, action, reason=options.reason, **decision.to_entry())
@@ -76,7 +77,6 @@ def create(options: argparse.Namespace, project: Project) -> Callable[..., Decis
     found = candidates(project, options.devices, options.version, options.allow_dirty, read_statement)
 
     def decide(state: State, writing: Writing, key: Any) -> Decision:
-        writing.check_key(key)
         return creation(Releases(project), state, found, key)
 
     return decide
@@ -84,10 +84,12 @@ def create(options: argparse.Namespace, project: Project) -> Callable[..., Decis
 
 def promote(options: argparse.Namespace, project: Project) -> Callable[..., Decision]:
     from stages.release.accepting import check_released
+    from stages.release.manifest import validator
     from stages.release.promoting import promotion
 
+    validator()  # its imports take long, and nobody should have to wait for them
+
     def decide(state: State, writing: Writing, key: Any) -> Decision:
-        writing.check_key(key)
         decision = promotion(
             state,
             options.version,
