@@ -1,7 +1,7 @@
 """MLflow's model registry, made equal to the release history. The history is the truth; the registry follows it.
 
 A registered model is NAME.DEVICE, and each release of it one model version, whose source names the bundle by digest:
-tapeout:sha256:DIGEST. Nothing is copied. Aliases say who serves it: CHANNEL-champion, and CHANNEL-ARM for an arm (arms'
+tapeout:///sha256/DIGEST (MLflow's server takes no source without an absolute path). Nothing is copied. Aliases say who serves it: CHANNEL-champion, and CHANNEL-ARM for an arm (arms'
 names hold no hyphen, so an alias has one meaning). An alias that no channel's history has ever had is left alone.
 """
 
@@ -49,7 +49,7 @@ def model_of(release: Released) -> str:
 
 def source_of(release: Released) -> str:
     """The source of a model version: by digest, so that nothing has to lie where MLflow could copy it from."""
-    return f"tapeout:sha256:{release.bundle}"
+    return f"tapeout:///sha256/{release.bundle}"
 
 
 def tags_of(release: Released) -> dict[str, str]:

@@ -5,10 +5,13 @@ One at a time: it has inherited a lock from the command that started it. See sta
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import os
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,7 @@ from stages.release.state import state_of
 LINGER = 3.0  # s for which it waits for a further entry
 TRIES = 8  # at a database that others have locked, or make at this moment
 BUSY = re.compile(r"database is locked|already exists|UNIQUE constraint")
+SQLITE = re.compile(r"sqlite(?:\+\w+)?:///([^?]+)")
 SECRET = re.compile(r"//[^/@]*@")
 LENGTH = 300  # characters of a reason
 
@@ -56,9 +60,27 @@ def opened(uri: str) -> Any:
     """Return a client of the registry; a database gets its tables. This is where seconds go."""
     from mlflow.tracking import MlflowClient
 
-    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-    client.search_registered_models(max_results=1)
+    with alone(uri):
+        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        client.search_registered_models(max_results=1)
     return client
+
+
+@contextlib.contextmanager
+def alone(uri: str) -> Iterator[None]:
+    """Keep other projects' processes from an SQLite file meanwhile: two that make its tables at once break it."""
+    found = SQLITE.match(uri)
+    if not found:
+        yield
+        return
+    folder = Path(found[1]).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
 
 
 def sync(project: Project, uri: str, client: Any) -> None:
