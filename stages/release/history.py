@@ -4,6 +4,10 @@ Whoever trusts the keys can tell that no line was changed, left out, put in or m
 be told from what is left: keep the head (SEQUENCE:SHA256, which `tapeout release status` prints), and hold a later
 history against it with --expect.
 
+A signer vouches for all that lies before: every writer verifies it first. So a key can be replaced: trust the new one
+too, sign the next entry with it, and then take the old one away; what that has signed before stays good, what it signs
+from then on is refused.
+
 Writers come one at a time: the lock is held while the state is read, the decision is made, and its entry is written and
 on the disk. A line that a killed writer has left unfinished was never part of the history; the next writer drops it.
 """
@@ -23,7 +27,7 @@ from typing import Any
 
 from pipelines.errors import ConfigError, VerificationError
 from pipelines.files import storing
-from stages.release.dsse import open_envelope, sign_envelope
+from stages.release.dsse import Opened, open_envelope, read_envelope, sign_envelope
 from stages.release.entry import FIRST, PAYLOAD_TYPE, Entry, parse
 from stages.release.keys import PublicKey, SigningKey
 from stages.release.manifest import object_of
@@ -141,20 +145,32 @@ def read(data: bytes, keys: Sequence[PublicKey], where: str) -> Log:
     if rest and not torn:
         lines.append(rest)  # an editor took the newline
     entries: list[Entry] = []
-    previous = FIRST
+    previous, doubt = FIRST, None
     for number, line in enumerate(lines, 1):
         place = f"{where}, line {number}"
-        entries.append(entry_in(line, number, previous, keys, place))
+        try:
+            opened, unknown = open_envelope(line, PAYLOAD_TYPE, keys, place), None
+        except VerificationError as cause:
+            opened, unknown = by_former_key(line, keys, place, cause), cause
+        entries.append(entry_in(opened, line, number, previous, place))
         previous = entries[-1].digest
+        doubt = (doubt or unknown) if unknown else None  # a trusted key's entry vouches for those before it
+    if doubt:
+        raise VerificationError(doubt.message, hint=f"{doubt.hint}; or {RESTORE}") from doubt
     return Log(tuple(entries), torn, len(data) - torn, torn > 0 or not rest)
 
 
-def entry_in(line: bytes, number: int, previous: str, keys: Sequence[PublicKey], where: str) -> Entry:
-    """Return the entry in a line, which must be signed, have this number, and follow `previous`."""
-    try:
-        opened = open_envelope(line, PAYLOAD_TYPE, keys, where)
-    except VerificationError as cause:
+def by_former_key(line: bytes, keys: Sequence[PublicKey], where: str, cause: VerificationError) -> Opened:
+    """Return what a line holds that no trusted key has signed, for a later one to vouch for. Raises `cause` where that
+    is not what is wrong with it."""
+    envelope = read_envelope(line, where)
+    if envelope.payload_type != PAYLOAD_TYPE or any(key.keyid in envelope.signatures for key in keys):
         raise VerificationError(cause.message, hint=f"{cause.hint}; or {RESTORE}") from cause
+    return Opened(envelope.payload, tuple(envelope.signatures))
+
+
+def entry_in(opened: Opened, line: bytes, number: int, previous: str, where: str) -> Entry:
+    """Return the entry in a line, which must have this number, and follow `previous`. Raises VerificationError."""
     entry = parse(opened.payload, where)
     if entry.sequence != number:
         why = "one before it was removed" if entry.sequence > number else "it stands twice, or lines were moved"

@@ -123,6 +123,26 @@ def test_attacks_are_named_with_their_line(history, keys, attack):
         assert history.path.read_bytes() == before
 
 
+def test_a_key_is_replaced_by_one_that_vouches_for_it(history, keys):
+    """The last entry is key a's, which is taken away."""
+    only_b = [keys["b"].public]
+    with pytest.raises(
+        VerificationError, match=f"line 5: signed by no key that is trusted, but by {keys['a'].public.keyid}"
+    ):
+        history.entries(only_b)
+    append(history, keys, "b")
+    assert len(history.entries(only_b)) == 6
+    before = history.path.read_bytes()
+    append(history, keys, "a", "by who has stolen it")
+    for use in (lambda: history.entries(only_b), lambda: history.writing(only_b).__enter__()):
+        with pytest.raises(VerificationError, match="line 7: signed by no key that is trusted"):
+            use()
+    lines = before.splitlines()
+    rewritten(history, forged(keys, lines, 4, "a"))  # in the old part of the history
+    with pytest.raises(VerificationError, match=r"line 6: .* line 5 was changed or replaced"):
+        history.entries(only_b)
+
+
 def test_every_byte_counts(history, keys):
     data = history.path.read_bytes()
     for place in range(0, len(data) - 1, 37):
