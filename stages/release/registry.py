@@ -77,7 +77,7 @@ def reconcile_model(client: Any, name: str, model: Model) -> int:
     if aliases is None:
         client.create_registered_model(name, tags={"tapeout": "release"})
         aliases, changes = {}, 1
-    versions = {}
+    versions: dict[Any, Any] = {}
     for found in existing_versions(client, name):
         versions.setdefault(found.tags.get("bundle"), found)
     for release in model.releases:
