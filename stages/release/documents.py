@@ -108,6 +108,8 @@ def read(data: bytes, role: str, where: str) -> Metadata[Any]:
     try:
         metadata: Metadata[Any] = Metadata.from_dict(value)
         check_types(metadata.signed)
+        if metadata.signed.to_dict() != object_of(data, where)["signed"]:
+            raise ValueError("the library reads more or less in it than it says")
         metadata.signed_bytes  # noqa: B018 (what cannot be put in canonical form cannot be verified)
     except Exception as cause:  # what the library raises for bytes from anybody has no common root but this
         raise malformed(where, role, str(cause)) from cause

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import ConfigError, VerificationError
 from stages.release import delta_index
-from stages.release.adding import bundle_path, lacking, read_manifest, read_target, target_paths
-from stages.release.manifest import object_of
+from stages.release.adding import SIDECARS, bundle_path, lacking, read_manifest, read_target, target_paths
+from stages.release.layout import Releases, sidecars
+from stages.release.manifest import object_of, sha256_of
 from stages.release.repository import Repository
 from stages.release.roles import ONLINE, channel_role
 
@@ -53,7 +54,12 @@ class Plan:
 
 
 def planned(
-    repository: Repository, state: State, keys: Sequence[SigningKey], now: datetime, check: bool = False
+    repository: Repository,
+    releases: Releases,
+    state: State,
+    keys: Sequence[SigningKey],
+    now: datetime,
+    check: bool = False,
 ) -> Plan:
     """Return what the repository lacks. check: hash its blobs, too.
 
@@ -71,6 +77,8 @@ def planned(
                 f"{found.hashes.get('sha256')} instead of {release.bundle}",
                 hint="a version that was published stays what it was: create another, 'tapeout release create'",
             )
+        elif repository.signed_now("targets", keys) and signed_anew(repository, releases, release):
+            plan.releases.append(release)
         elif wanting(repository, release.bundle, check):
             plan.mend.append(release)
     plan.retired = [path for path in targets if path in set(retired_paths(state, targets))]
@@ -93,6 +101,16 @@ def wanting(repository: Repository, bundle: str, check: bool = False) -> bool:
     """Say whether blobs of a published bundle are not there."""
     found = delta_index.known(repository.targets.signed.targets)[bundle]
     return any(lacking(repository.layout, read_manifest(repository.layout, *found).files, check))
+
+
+def signed_anew(repository: Repository, releases: Releases, release: Released) -> bool:
+    """Say whether a release's signatures here are others than those that are published: its key was replaced."""
+    beside = sidecars(releases.archive(release.version, release.device))
+    for name, path in zip(SIDECARS, (beside.provenance, beside.signature), strict=True):
+        target = repository.targets.signed.targets.get(bundle_path(release.device, release.version, name))
+        if path.is_file() and (target is None or target.hashes.get("sha256") != sha256_of(path)):
+            return True
+    return False
 
 
 def retired_paths(state: State, targets: Mapping[str, Any]) -> Iterator[str]:
@@ -178,5 +196,5 @@ def check_history(repository: Repository, state: State, heads: Mapping[int, str]
             raise VerificationError(
                 f"the repository's '{role}' was published from another history: its entry {sequence} is "
                 f"{digest[:16]}..., and here it is {heads[sequence][:16]}...",
-                hint="publish from the history that this repository belongs to, or 'tapeout repository init' another",
+                hint="publish from the history that it belongs to; --another-history where that one was given up",
             )

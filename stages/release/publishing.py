@@ -60,21 +60,23 @@ def publish(
     now: datetime | None = None,
     check: bool = False,
     prune: bool = False,
+    another_history: bool = False,
     patience: float = PATIENCE,
 ) -> Published:
     """Make the repository in `directory` what `state` says.
 
     trusted: whose signatures on bundles count. heads: {sequence: digest} of the whole history, by which one that this
-    repository was not published from is told. check: hash all blobs, too. prune: remove what nothing leads to any
-    more. patience: s to wait for another process. Raises VerificationError for an archive or a repository that is not
-    what was signed, and for a history that is shorter than the published one, or another; ConfigError for a missing
-    key, channel or archive; StoreError.
+    repository was not published from is told; another_history: that one was given up. check: hash all blobs, too.
+    prune: remove what nothing leads to any more. patience: s to wait for another process. Raises VerificationError for
+    an archive or a repository that is not what was signed, and for a history that is shorter than the published one, or
+    another; ConfigError for a missing key, channel or archive; StoreError.
     """
     moment = expiry.seconds(now)
     with alone(directory, patience):
         repository = open_repository(directory)
-        check_history(repository, state, heads or {state.sequence: state.digest})
-        plan = planned(repository, state, keys, moment, check)
+        if not another_history:
+            check_history(repository, state, heads or {state.sequence: state.digest})
+        plan = planned(repository, releases, state, keys, moment, check)
         notes = list(to_see_to(plan, repository, keys, moment))
         # all keys are asked for first, before much work is done for nothing
         check_keys([(role, repository.delegator(role)) for role in plan.roles], keys)

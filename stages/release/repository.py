@@ -171,11 +171,13 @@ def commit(
     targets: Targets | None = None,
     channels: Mapping[str, Targets] | None = None,
     root: Metadata[Root] | None = None,
+    skip: int = 0,
 ) -> Repository:
     """Sign what changed, and a snapshot and a timestamp of it; write all of it, the timestamp last.
 
-    targets, channels: with their new content; version and expiry are set here. root: signed, to be the newest. Raises
-    ConfigError where a key is missing, before anything is written; StoreError.
+    targets, channels: with their new content; version and expiry are set here. root: signed, to be the newest. skip:
+    versions to leave out, for clients may have seen some that were lost. Raises ConfigError where a key is missing,
+    before anything is written; StoreError.
     """
     from tuf.api.metadata import Metadata
 
@@ -190,18 +192,18 @@ def commit(
     changed |= {channel_role(name): signed for name, signed in (channels or {}).items()}
     for role, signed in changed.items():
         delegators = [(targets or repository.targets.signed)] if channel_of(role) else [rule, *others]
-        signed.version = following(repository, role)
+        signed.version = following(repository, role) + skip
         fresh[role] = seal(Metadata(signed), role, keys, delegators, rule, now)
         data = documents.written(fresh[role], role)
         files[layout.versioned(role, signed.version)] = data
         meta[f"{role}.json"] = meta_file(signed.version, data)
     snapshot = copy.deepcopy(repository.snapshot.signed)
-    snapshot.version, snapshot.meta = following(repository, "snapshot"), dict(sorted(meta.items()))
+    snapshot.version, snapshot.meta = following(repository, "snapshot") + skip, dict(sorted(meta.items()))
     fresh["snapshot"] = seal(Metadata(snapshot), "snapshot", keys, [rule, *others], rule, now)
     data = documents.written(fresh["snapshot"], "snapshot")
     files[layout.versioned("snapshot", snapshot.version)] = data
     timestamp = copy.deepcopy(repository.timestamp.signed)
-    timestamp.version, timestamp.snapshot_meta = timestamp.version + 1, meta_file(snapshot.version, data)
+    timestamp.version, timestamp.snapshot_meta = timestamp.version + 1 + skip, meta_file(snapshot.version, data)
     timestamp.unrecognized_fields[expiry.ISSUED] = expiry.text(now)
     fresh["timestamp"] = seal(Metadata(timestamp), "timestamp", keys, [rule, *others], rule, now)
     last = [(layout.timestamp, documents.written(fresh["timestamp"], "timestamp"))]
@@ -249,20 +251,21 @@ def meta_file(version: int, data: bytes) -> Any:
 
 
 def refresh(
-    repository: Repository, keys: Sequence[SigningKey], now: datetime, everything: bool = False
+    repository: Repository, keys: Sequence[SigningKey], now: datetime, everything: bool = False, skip: int = 0
 ) -> tuple[Repository, list[str]]:
     """Sign snapshot and timestamp anew, and with them each role that half of its life has passed for, if its key is
-    here, or that must be signed by a new key. everything: each role whose key is here.
+    here, or that must be signed by a new key. everything: each role whose key is here. skip: versions to leave out;
+    then all roles are signed.
 
     Return the new state, and the roles. Raises ConfigError.
     """
     also = {}
     for role in ("targets", *(channel_role(name) for name in repository.channels)):
         wanted = everything or repository.due(role, now)
-        if role in repository.refused or (wanted and repository.signed_now(role, keys)):
+        if skip or role in repository.refused or (wanted and repository.signed_now(role, keys)):
             also[role] = copy.deepcopy(repository.metadata_of(role).signed)
     channels = {channel_of(role): signed for role, signed in also.items() if channel_of(role)}
-    done = commit(repository, keys, now, targets=also.get("targets"), channels=channels)
+    done = commit(repository, keys, now, targets=also.get("targets"), channels=channels, skip=skip)
     return done, [*also, "snapshot", "timestamp"]
 
 

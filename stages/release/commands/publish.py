@@ -36,6 +36,7 @@ def publish(arguments: list[str], project: Project) -> int:
         heads={entry.sequence: entry.digest for entry in entries},
         check=options.check,
         prune=options.prune,
+        another_history=options.another_history,
     )
     if options.json:
         print(json.dumps(document(done, options.directory)))
@@ -68,6 +69,11 @@ def parser() -> Parser:
     )
     made.add_argument("--check", action="store_true", help="hash all blobs of served releases, and mend damaged ones")
     made.add_argument("--prune", action="store_true", help="then remove files that nothing leads to any more")
+    made.add_argument(
+        "--another-history",
+        action="store_true",
+        help="the history that it was published from was given up for this one",
+    )
     made.add_argument("--json", action="store_true", help="print one JSON document")
     return made
 

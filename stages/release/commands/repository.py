@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from stages.release.keys import PublicKey, SigningKey
     from stages.release.rotation import Rotated
 
+SKIP = 10_000
 ACTIONS = {
     "init": "make a repository in DIR: root signed by the root keys, all roles, no release yet",
     "refresh": "sign snapshot and timestamp anew, with the online key: what a job does several times a day",
@@ -69,7 +70,9 @@ def parser_of(action: str) -> Parser:
     elif action == "rotate":
         parser.add_argument("role", metavar="ROLE", help="root, targets, snapshot, timestamp, online, channel-NAME")
         parser.add_argument("--new", help="key to add: FILE.pub, or FILE, which then signs, too", **key)
-        parser.add_argument("--old", metavar="KEYID", nargs="+", action="extend", default=[], help="key to remove")
+        parser.add_argument(
+            "--old", metavar="KEY", nargs="+", action="extend", default=[], help="key to remove: its id, or FILE.pub"
+        )
         parser.add_argument("--keep", action="store_true", help="remove none: --new stands beside the others")
         parser.add_argument("--threshold", type=int, metavar="N", help="keys of the role that must sign from now on")
     elif action == "channel":
@@ -77,6 +80,13 @@ def parser_of(action: str) -> Parser:
         parser.add_argument("--channel-key", type=Path, metavar="FILE", help="by default the release key")
     elif action == "refresh":
         parser.add_argument("--all", action="store_true", help="sign every role anew that --key can sign")
+        parser.add_argument(
+            "--skip",
+            type=int,
+            default=0,
+            metavar="N",
+            help="after a restore: all roles, N versions further; N up to 10000",
+        )
     if action in ("init", "rotate"):
         parser.add_argument(
             "--expires",
@@ -151,9 +161,14 @@ def refresh(options: argparse.Namespace) -> int:
     from stages.release import repository as live
     from stages.release.expiry import seconds, text
 
+    if not 0 <= options.skip <= SKIP:
+        raise ConfigError(
+            f"--skip {options.skip}: expected 0 to {SKIP}", hint="clients never take lower versions again"
+        )
     keys = signing_keys(options.keys)
     with live.alone(options.directory):
-        done, roles = live.refresh(live.open_repository(options.directory), keys, seconds(), options.all)
+        before = live.open_repository(options.directory)
+        done, roles = live.refresh(before, keys, seconds(), options.all, options.skip)
     until = text(done.timestamp.signed.expires)
     said(options, {"repository": str(options.directory), "signed": roles, "until": until})
     if not options.json:
@@ -170,8 +185,9 @@ def rotate(options: argparse.Namespace) -> int:
     keys = signing_keys(options.keys)
     loaded = [load(path) for path in options.new]
     keys += [signing for _, signing in loaded if signing]
+    old = [load(Path(word))[0].keyid if word.endswith(".pub") else word for word in options.old]
     change = rotation.Change(
-        [public for public, _ in loaded], options.old, options.keep, options.threshold, parse_days(options.expires)
+        [public for public, _ in loaded], old, options.keep, options.threshold, parse_days(options.expires)
     )
     with alone(options.directory):
         before = open_repository(options.directory)
