@@ -18,7 +18,7 @@ from pipelines.errors import TapeoutError, UpdateError, VerificationError
 from pipelines.files import write_file
 from stages.release.downloading import Source, download
 from stages.release.installation import ASIDE, Installation, holds, sync
-from stages.release.manifest import NAME, File, Manifest, object_of, read
+from stages.release.manifest import NAME, File, Manifest, object_of
 
 SLACK = 1 << 20  # bytes that must stay free
 INDEX_MAXIMUM = 16 << 20  # bytes of a delta index
@@ -87,7 +87,7 @@ def sources(place: Installation) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
     for digest in place.present():
         with contextlib.suppress(TapeoutError):
-            for file in read(place.path(digest)).files:
+            for file in place.read(digest).files:
                 found.setdefault(file.sha256, []).append(place.path(digest) / file.path)
     return found
 

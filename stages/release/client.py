@@ -18,6 +18,7 @@ place, or the new one, and the next `update` goes on by itself.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -28,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.errors import TapeoutError, UpdateError, VerificationError, nearest
 from stages.release.clock import utc_now
 from stages.release.installation import Installation, kept_bad, writing
-from stages.release.manifest import MAXIMUM, NAME, Manifest, parse, read
+from stages.release.manifest import MAXIMUM, NAME, Manifest, parse
 from stages.release.self_test import SelfTest, self_test
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class Updated:
     came again), "back" (to the last good one: the one in place was revoked), "held" (what the channel offers is known
     to be bad here). bundle: the digest of what is in place now. arm: of the experiment, or "champion"; "" if none.
 
-    Bytes: size of the bundle; downloaded in all, metadata too; deltas of it; saved against fetching all files whole now.
+    Bytes: size of the bundle; downloaded in all, metadata too; deltas of it; saved against fetching all files now.
     """
 
     status: str
@@ -99,8 +100,9 @@ class Client:
             self.place.heal()
             damage = self.place.damage(self.place.current())
             try:
-                with writing(self.place.folder):
-                    return Update(self, pointed, damage).run()
+                update = Update(self, pointed, damage)
+                with writing(self.place.folder), contextlib.closing(update.source):
+                    return update.run()
             except (UpdateError, VerificationError) as error:
                 left = self.place.fallback() if damage else None
                 if left is None or self.place.damage(left):
@@ -164,8 +166,7 @@ class Client:
     def described(self, digest: str | None) -> dict[str, str] | None:
         if digest is None:
             return None
-        path = self.place.path(digest)
-        return {"version": read(path).version, "bundle": digest, "path": str(path)}
+        return {"version": self.place.read(digest).version, "bundle": digest, "path": str(self.place.path(digest))}
 
 
 class Update:
@@ -188,7 +189,7 @@ class Update:
         channel = self.channel(metadata)
         current, offers = self.place.current(), channel.offers(identity)
         if current in channel.revoked:
-            self.notes.append(f"what was in place ({self.version(current)}) was revoked")
+            self.notes.append(f"what was in place ({self.place.read(current).version}) was revoked")
         bad = kept_bad(self.place.remembered(), {offer.bundle for offer in offers})
         self.place.remember(bad=bad)
         usable = [offer for offer in offers if offer.bundle not in channel.revoked and offer.bundle not in bad]
@@ -230,8 +231,7 @@ class Update:
         current = self.place.current()
         if current is not None and current not in channel.revoked:
             if self.damage:
-                path = self.place.path(current)
-                self.complete(path, read(path), metadata)
+                self.complete(self.place.path(current), self.place.read(current), metadata)
             return self.done("repaired" if self.damage else "held" if offers else "unchanged", current)
         left = self.place.fallback(channel.revoked)
         if left is not None and not self.place.damage(left):
@@ -327,7 +327,7 @@ class Update:
             try:
                 data = metadata.target(path, INDEX_MAXIMUM)
                 if data is not None:
-                    old = read(self.place.path(base))
+                    old = self.place.read(base)
                     return parse_index(data, base, manifest, old, f"{self.source.where}: {path}")
             except (VerificationError, UpdateError) as cause:
                 self.notes.append(f"the deltas cannot be used, so files come whole: {cause.message}")
@@ -371,7 +371,7 @@ class Update:
 
         here = {file.sha256: self.place.path(manifest.digest) / file.path for file in manifest.files}
         for digest in filter(None, (self.place.current(), self.place.fallback())):
-            for file in read(self.place.path(digest)).files if digest != manifest.digest else ():
+            for file in self.place.read(digest).files if digest != manifest.digest else ():
                 target = self.place.path(digest) / file.path
                 if file.sha256 in here and not holds(target, file):
                     taken(target, file, [here[file.sha256]])
@@ -386,11 +386,8 @@ class Update:
                 return str(digest)
         return None
 
-    def version(self, digest: str) -> str:
-        return read(self.place.path(digest)).version
-
     def done(self, status: str, digest: str, arm: str = "") -> Updated:
-        manifest, path = read(self.place.path(digest)), self.place.path(digest)
+        manifest, path = self.place.read(digest), self.place.path(digest)
         return Updated(
             status, digest, manifest.version, path, arm, manifest.size, self.source.received, notes=tuple(self.notes)
         )

@@ -71,6 +71,10 @@ class Source(Protocol):
         """Open the file at a path below the repository. Raises Refusal, Cut and UpdateError."""
         ...
 
+    def close(self) -> None:
+        """Let go of connections."""
+        ...
+
 
 def open_source(url: str, patience: Patience | None = None) -> Source:
     """Return the source for http(s)://..., file://... or a folder's path. Raises ConfigError for anything else."""
@@ -210,6 +214,9 @@ class FolderSource:
             file.seek(start)
             yield Stream(start if start <= size else None, max(size - start, 0), self.chunks(file, path))
 
+    def close(self) -> None:
+        pass
+
     def chunks(self, file: Any, path: str) -> Iterator[bytes]:
         try:
             while chunk := file.read(CHUNK):
@@ -251,6 +258,9 @@ class HTTPSource:
                 )
             begins, promised = place_of(response)
             yield Stream(begins, promised, self.chunks(response, path))
+
+    def close(self) -> None:
+        self.session.close()
 
     def chunks(self, response: Any, path: str) -> Iterator[bytes]:
         with self.refusals(path):

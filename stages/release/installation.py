@@ -24,9 +24,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipelines.errors import ConfigError, StoreError, TapeoutError, UpdateError
+from pipelines.errors import ConfigError, StoreError, TapeoutError, UpdateError, VerificationError
 from pipelines.files import write_file
-from stages.release.manifest import NAME, File, Manifest, read, sha256_of
+from stages.release.manifest import NAME, File, Manifest, check_paths, object_of, sha256_of
 from stages.release.twice import Twice
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -85,10 +85,24 @@ class Installation:
         Contents are not hashed: see `damage`.
         """
         with contextlib.suppress(TapeoutError, OSError):
-            manifest = read(self.path(digest))
-            if manifest.digest == digest and all(self.has(digest, file) for file in manifest.files):
+            manifest = self.read(digest)
+            if all(self.has(digest, file) for file in manifest.files):
                 return manifest
         return None
+
+    def read(self, digest: str) -> Manifest:
+        """Return the manifest of a version. It was held against the schema before the version came here, and has not
+        changed since: its digest is the folder's name. Raises VerificationError."""
+        path = self.path(digest) / NAME
+        try:
+            data = path.read_bytes()
+            manifest = Manifest(data, object_of(data, str(path)))
+            check_paths([file.path for file in manifest.files], str(path))
+        except (OSError, LookupError, TypeError, ValueError) as cause:
+            raise VerificationError(f"{path}: cannot be read: {cause}") from cause
+        if manifest.digest != digest:
+            raise VerificationError(f"{path}: it has changed since it came here")
+        return manifest
 
     def has(self, digest: str, file: File) -> bool:
         return os.stat(self.path(digest) / file.path).st_size == file.size
@@ -98,10 +112,8 @@ class Installation:
         if digest is None:
             return []
         try:
-            manifest = read(self.path(digest))
-        except TapeoutError:
-            return [NAME]
-        if manifest.digest != digest:
+            manifest = self.read(digest)
+        except VerificationError:
             return [NAME]
         return [file.path for file in manifest.files if not holds(self.path(digest) / file.path, file)]
 

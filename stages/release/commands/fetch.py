@@ -30,6 +30,7 @@ def fetch(arguments: list[str], project: Project) -> int:
     """get what a channel of an update repository has for a device, verified, into a folder"""
     options = parse(arguments)
     from stages.release.client import Client
+    from stages.release.self_test import self_test
 
     client = Client(
         Path(options.to),
@@ -38,7 +39,7 @@ def fetch(arguments: list[str], project: Project) -> int:
         options.channel or "",
         root_of(options.root),
         options.id,
-        **({"self_test": None} if options.self_test == "off" else {}),
+        None if options.self_test == "off" else self_test,
         progress=None if options.json or not sys.stderr.isatty() else shown,
     )
     if options.status:

@@ -1,0 +1,616 @@
+"""Servers that lie, networks that break, disks that fill up, clocks that are wrong, files that rot, and SIGKILL.
+
+After each a whole, verified version is in place, the old or the new one, and a plain update recovers.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.errors import ConfigError, UpdateError, VerificationError
+from pipelines.project import Project
+from stages.release.commands.fetch import fetch
+from tests.stages.release.server import Fault, Server
+from tests.stages.release.shelf import DEVICE
+from tests.stages.release.world import NEW, OLD, World, whole
+
+Refused = UpdateError | VerificationError
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    made = World(tmp_path)
+    yield made
+    made.server.close()
+
+
+@pytest.fixture
+def updated(world: World) -> World:
+    """The old release is in place, and the channel names the new one."""
+    world.update()
+    world.offer(NEW)
+    world.server.requests.clear()
+    return world
+
+
+def refuses(world: World, error: type[Refused], *words: str, in_place: str = OLD, **options: Any) -> Any:
+    """An update fails with these words, and leaves a whole version in place."""
+    with pytest.raises(error) as caught:
+        world.client(**options).update()
+    for word in words:
+        assert word in str(caught.value), str(caught.value)
+    assert whole(world.client().current()).version == in_place
+    return caught.value
+
+
+def recovers(world: World, version: str = NEW) -> None:
+    world.server.faults = []
+    assert world.update().version == version
+    assert world.update().status == "unchanged"
+    assert not list((world.path / "device").glob("partial/*"))
+
+
+# What a server sends
+
+BLOBS: dict[str, tuple[Callable[[bytes], Fault], type[Refused], str]] = {
+    "not there": (lambda data: Fault(status=404), UpdateError, "is not there (HTTP 404)"),
+    "forbidden": (lambda data: Fault(status=403), UpdateError, "is refused (HTTP 403)"),
+    "the server fails": (lambda data: Fault(status=500), UpdateError, "the server fails (HTTP 500)"),
+    "other bytes": (lambda data: Fault(data=data[:-1] + b"x"), VerificationError, "its sha256 is another"),
+    "too short a file": (lambda data: Fault(data=data[:-9]), VerificationError, "has 49991 bytes there"),
+    "too long a file": (lambda data: Fault(more=b"x" * 9), VerificationError, "has 50009 bytes there"),
+    "announces a terabyte": (lambda data: Fault(length=1 << 40), VerificationError, "bytes there; the signed"),
+    "announces too little": (lambda data: Fault(length=10), VerificationError, "has 10 bytes there"),
+    "goes on for ever": (lambda data: Fault(more=b"x" * 999, length=50_000), VerificationError, ""),
+    "cut again and again": (lambda data: Fault(cut=7), UpdateError, "of 50000 bytes here"),
+    "compressed": (lambda data: Fault(headers={"Content-Encoding": "gzip"}), UpdateError, "comes compressed"),
+    "sent in a circle": (lambda data: Fault(status=302, headers={"Location": "/"}), UpdateError, "HTTP 302"),
+}
+
+
+@pytest.mark.parametrize("case", BLOBS)
+def test_a_server_that_lies_about_a_file(case: str, updated: World) -> None:
+    make, error, said = BLOBS[case]
+    path = updated.blob(NEW)
+    fault = make((updated.shelf.folder / path).read_bytes())
+    fault.path = path
+    updated.server.faults = [fault]
+    if case == "goes on for ever":  # HTTP ends at the announced length: what comes after it is never read
+        assert updated.update().version == NEW
+        return
+    refuses(updated, error, path, said)
+    recovers(updated)
+
+
+@pytest.mark.parametrize("ranges", [True, False], ids=["resumes", "starts anew"])
+def test_a_connection_that_is_cut(ranges: bool, updated: World) -> None:
+    path = updated.blob(NEW)
+    updated.server.faults = [Fault(path, times=1, cut=30_000), Fault(path, times=1, ranges=ranges, cut=40_000)]
+    assert updated.update().version == NEW
+    wanted = [line.partition(" ")[2] for line in updated.server.requests if line.startswith(path)]
+    assert wanted[:2] == ["", "bytes=30000-"] and len(wanted) == (2 if ranges else 3)
+
+
+def test_the_next_run_goes_on_where_the_last_one_was_cut(updated: World) -> None:
+    path = updated.blob(NEW)
+    updated.server.faults = [Fault(path, times=1, cut=30_000), Fault(path, status=503)]
+    refuses(updated, UpdateError, "HTTP 503", "30000 of 50000 bytes")
+    updated.server.requests.clear()
+    recovers(updated)
+    assert f"{path} bytes=30000-" in updated.server.requests
+
+
+def test_a_part_that_is_damaged_is_fetched_again(updated: World) -> None:
+    path = updated.blob(NEW)
+    updated.server.faults = [Fault(path, times=1, cut=30_000), Fault(path, status=503)]
+    refuses(updated, UpdateError, "HTTP 503")
+    (part,) = (updated.path / "device/partial").glob("*.part")
+    for damage in (b"x" * 30_000, b"x" * 50_000, b"x" * 70_000):
+        part.write_bytes(damage)
+        updated.server.faults = [Fault(path, status=404)] if len(damage) > 30_000 else []
+        if updated.server.faults:
+            refuses(updated, UpdateError, "HTTP 404")
+            part.parent.mkdir(exist_ok=True)
+        else:
+            recovers(updated)
+            updated.offer(OLD)
+            updated.update()
+            shutil.rmtree(updated.path / "device/versions" / updated.manifests[NEW].digest)
+            updated.offer(NEW)
+            part.parent.mkdir(exist_ok=True)
+    recovers(updated)
+
+
+def test_no_server(updated: World) -> None:
+    updated.server.close()
+    refuses(updated, UpdateError, "the connection was cut in metadata/2.root.json", "refused")
+    updated.server = Server(updated.shelf.folder)
+    recovers(updated)
+
+
+def test_no_repository_at_the_address(world: World) -> None:
+    for url in (f"{world.server.url}/nowhere", str(world.path / "nowhere")):
+        with pytest.raises(UpdateError, match="there is no update repository"):
+            world.client(url=url).update()
+
+
+# Metadata
+
+
+def test_a_rollback_is_refused(world: World) -> None:
+    old = world.shelf.copy(world.path / "old")
+    world.offer(NEW)
+    world.update()
+    world.server.folder = old
+    error = refuses(world, VerificationError, "timestamp.json is older than what was seen", in_place=NEW)
+    assert "what is in place stays" in error.hint
+
+
+DAMAGED_METADATA: dict[str, Callable[[Path], object]] = {
+    "the folder is gone": lambda folder: shutil.rmtree(folder),
+    "the folder is a file": lambda folder: (shutil.rmtree(folder), folder.write_bytes(b"x")),
+    "an empty timestamp": lambda folder: (folder / "timestamp.json").write_bytes(b""),
+    "a timestamp that is a folder": lambda folder: (
+        (folder / "timestamp.json").unlink(),
+        (folder / "timestamp.json").mkdir(),
+    ),
+    "all files are garbage": lambda folder: [
+        path.write_bytes(os.urandom(500)) for path in folder.rglob("*") if path.is_file()
+    ],
+    "roots are gone": lambda folder: shutil.rmtree(folder / "root_history"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED_METADATA)
+def test_damaged_metadata_is_dropped_without_loss_of_protection(case: str, world: World) -> None:
+    old = world.shelf.copy(world.path / "old")
+    world.offer(NEW)
+    world.update(root=world.root)
+    DAMAGED_METADATA[case](world.path / "device/metadata")
+    world.server.folder = old
+    refuses(world, VerificationError, "rolled back", in_place=NEW, root=None)
+    world.server.folder = world.shelf.folder
+    world.root = None
+    assert world.update().status == "unchanged"
+
+
+@pytest.mark.parametrize("copies", [("trust.json",), ("trust.copy.json",), ("trust.json", "trust.copy.json")])
+@pytest.mark.parametrize("damage", [b"", b"{}", None])
+def test_what_protects_from_rollback_is_kept_twice(copies: tuple[str, ...], damage: Any, world: World) -> None:
+    old = world.shelf.copy(world.path / "old")
+    world.offer(NEW)
+    world.update()
+    for name in copies:
+        path = world.path / "device" / name
+        path.unlink() if damage is None else path.write_bytes(damage)
+    if len(copies) == 1:
+        shutil.rmtree(world.path / "device/metadata")
+    world.server.folder = old
+    refuses(world, VerificationError, "rolled back", in_place=NEW, root=None)
+    world.server.folder, world.root = world.shelf.folder, None
+    assert world.update().status == "unchanged"
+
+
+def later(world: World, **passed: float) -> dict[str, Any]:
+    return {"now": lambda: world.shelf.now + timedelta(**passed)}
+
+
+def test_frozen_metadata_is_refused(updated: World) -> None:
+    """An old mirror serves the same files for ever."""
+    said = ("its timestamp metadata expired at", "this machine's clock says", "frozen", "clock is wrong: set it")
+    refuses(updated, UpdateError, *said, **later(updated, days=2))
+    recovers(updated)  # with a clock that is right again
+
+
+def test_a_clock_that_is_behind_is_seen(updated: World) -> None:
+    found = updated.update(**later(updated, days=-400))
+    assert found.version == NEW and "the clock is behind" in found.notes[0]
+
+
+def test_a_clock_set_back_revives_nothing(updated: World) -> None:
+    """Metadata that has expired by the time that was seen signed stays so, whatever the clock says."""
+    updated.update()
+    updated.shelf.commit(lives={"timestamp": -1}, issued="none")
+    said = ("timestamp metadata expired at", "the clock is behind, and expiry is judged by that later time")
+    refuses(updated, UpdateError, *said, in_place=NEW, **later(updated, days=-30))
+    shutil.rmtree(updated.path / "device/metadata")
+    refuses(updated, UpdateError, *said, in_place=NEW, **later(updated, days=-30))
+    updated.shelf.commit()
+    recovers(updated)
+
+
+@pytest.mark.parametrize("role", ["snapshot", "targets", "channel-stable"])
+def test_every_role_expires(role: str, updated: World) -> None:
+    updated.shelf.commit(lives={role: -0.5})
+    refuses(updated, UpdateError, f"its {role} metadata expired")
+    updated.shelf.commit()
+    recovers(updated)
+
+
+@pytest.mark.parametrize("issued", ["2999-01-01T00:00:00Z", 7, "soon", None])
+def test_an_odd_time_of_issue_bounds_nothing(issued: Any, updated: World) -> None:
+    updated.shelf.commit(issued=issued)
+    assert updated.update().version == NEW
+    assert updated.update().notes == ()
+
+
+@pytest.mark.parametrize("role", ["snapshot", "targets", "channel-stable"])
+def test_parts_of_two_releases_do_not_mix(role: str, updated: World) -> None:
+    folder, version = updated.shelf.folder / "metadata", updated.shelf.version
+    shutil.copy(folder / f"{version - 1}.{role}.json", folder / f"{version}.{role}.json")
+    refuses(updated, VerificationError, f"metadata/{version}.{role}.json", "parts of two releases are mixed")
+    updated.offer(NEW)
+    recovers(updated)
+
+
+@pytest.mark.parametrize("role", ["timestamp", "snapshot", "targets", "stable"])
+def test_another_key_signs_nothing(role: str, updated: World) -> None:
+    keys = updated.shelf.keys
+    keys[role], right = keys["root"], keys[role]
+    updated.shelf.commit()
+    refuses(updated, VerificationError, "is not signed by enough of the keys that may sign it")
+    keys[role] = right
+    updated.shelf.commit()
+    recovers(updated)
+
+
+def test_keys_are_rotated(updated: World) -> None:
+    """Also after a thief of the timestamp's key has taken versions and time far ahead."""
+    updated.shelf.version += 1000
+    updated.shelf.now += timedelta(days=1000)
+    updated.shelf.commit()
+    updated.update()
+    updated.shelf.version -= 999
+    updated.shelf.now -= timedelta(days=1000)
+    for role in ("timestamp", "snapshot", "targets", "root"):
+        updated.shelf.rotate(role)
+    updated.offer(NEW)
+    assert updated.update().status == "unchanged" and updated.update().notes == ()
+
+
+def test_a_root_that_its_predecessor_did_not_sign(updated: World) -> None:
+    rogue = updated.shelf.copy(updated.path / "rogue")
+    (rogue / "metadata/2.root.json").write_bytes(World(updated.path / "other").shelf.first_root())
+    updated.server.folder = rogue
+    refuses(updated, VerificationError, "metadata/2.root.json is not signed by enough")
+    updated.server.folder = updated.shelf.folder
+    recovers(updated)
+
+
+def test_metadata_without_end(updated: World) -> None:
+    for path in ("metadata/timestamp.json", "metadata/2.root.json", "channels/stable"):
+        updated.server.faults = [Fault(path, data=b" " * 3_000_000)]
+        refuses(updated, VerificationError, "has more than the", "bytes that it may have")
+    recovers(updated)
+
+
+def test_metadata_that_is_missing(updated: World) -> None:
+    updated.server.faults = [Fault(f"metadata/{updated.shelf.version}.targets.json", status=404)]
+    refuses(updated, UpdateError, "though the signed metadata names it: the repository is not whole")
+    recovers(updated)
+
+
+PLACES = (
+    "timestamp.json",
+    ".snapshot.json",
+    ".targets.json",
+    ".channel-stable.json",
+    "channels/",
+    "bundles/",
+    "blobs/",
+)
+
+
+def mutated(data: bytes, chance: random.Random) -> bytes:
+    """Bytes as they should be but for something: a flip, a cut, a piece doubled, a number, a deep nest."""
+    place, found = chance.randrange(len(data) + 1), bytearray(data)
+    way = chance.randrange(7)
+    if way == 0 and data:
+        found[place % len(data)] ^= 1 << chance.randrange(8)
+    elif way == 1:
+        del found[place:]
+    elif way == 2:
+        found[place:place] = found[: chance.randrange(200)]
+    elif way == 3:
+        found[place:place] = chance.choice([b"[" * 5000, b"9" * 5000, b"\xff\xfe", b"\\ud800", b"null", b"NaN", b"\0"])
+    elif way == 4:
+        del found[place : place + chance.randrange(1, 9)]
+    elif way == 5:
+        found = bytearray(chance.randbytes(chance.randrange(300)))
+    else:
+        for old, new in ((b'"version":', b'"version":-'), (b'"_type":"', b'"_type":"x'), (b'":{', b'":[{}],"x":{')):
+            if chance.random() < 0.5:
+                found = bytearray(bytes(found).replace(old, new, 1))
+    return bytes(found)
+
+
+def mutations(world: World, seeds: range) -> None:
+    """Each ends in a refusal, or leaves the very files that were meant."""
+    world.update()
+    kept = world.path / "kept"
+    shutil.copytree(world.path / "device", kept, symlinks=True)
+    world.offer(NEW)
+    files = [path for path in world.shelf.folder.rglob("*") if path.is_file()]
+    for seed in seeds:
+        chance = random.Random(seed)
+        place = PLACES[seed % len(PLACES)]
+        path = chance.choice([each for each in files if place in f"{each.relative_to(world.shelf.folder)}"])
+        fault = Fault(str(path.relative_to(world.shelf.folder)), data=mutated(path.read_bytes(), chance))
+        world.server.faults = [fault]
+        shutil.rmtree(world.path / "device")
+        shutil.copytree(kept, world.path / "device", symlinks=True)
+        try:
+            world.client(self_test=None).update()
+        except (UpdateError, VerificationError) as error:
+            assert str(error) and "Traceback" not in str(error)
+            assert all(letter.isprintable() or letter == "\n" for letter in str(error)), ascii(str(error))
+        assert whole(world.client().current()).digest in (world.manifests[OLD].digest, world.manifests[NEW].digest)
+
+
+def test_no_mutation_ends_in_a_traceback(world: World) -> None:
+    mutations(world, range(28))
+    recovers(world)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(4))
+def test_no_mutation_ends_in_a_traceback_at_all(part: int, world: World) -> None:
+    mutations(world, range(100 + 500 * part, 100 + 500 * (part + 1)))
+    recovers(world)
+
+
+# What lies in the client's folder
+
+ROT: dict[str, tuple[Callable[[Path, World], object], str]] = {
+    "a byte of a file": (lambda at, world: flip(at / "decoder.onnx.data"), "repaired"),
+    "a file is gone": (lambda at, world: (at / "tokenizer.json").unlink(), "repaired"),
+    "a file is short": (lambda at, world: (at / "decoder.onnx.data").write_bytes(b"x"), "repaired"),
+    "a file is a folder": (
+        lambda at, world: ((at / "encoder.onnx").unlink(), (at / "encoder.onnx").mkdir()),
+        "repaired",
+    ),
+    "the manifest": (lambda at, world: (at / "manifest.json").write_bytes(b"{}"), "repaired"),
+    "the whole version": (lambda at, world: shutil.rmtree(at), "repaired"),
+    "the pointer is gone": (lambda at, world: (world.path / "device/current").unlink(), "unchanged"),
+    "the pointer leads nowhere": (lambda at, world: point(world.path / "device/current"), "unchanged"),
+    "the pointer is a folder": (
+        lambda at, world: (
+            (world.path / "device/current").unlink(),
+            (world.path / "device/current/x").mkdir(parents=True),
+        ),
+        "unchanged",
+    ),
+    "a copy of the state": (lambda at, world: (world.path / "device/state.json").write_bytes(b"{"), "unchanged"),
+    "the other copy": (lambda at, world: (world.path / "device/state.copy.json").unlink(), "unchanged"),
+    "the whole state": (
+        lambda at, world: [path.write_bytes(b"") for path in (world.path / "device").glob("state*.json")],
+        "unchanged",
+    ),
+    "partial is a file": (lambda at, world: (world.path / "device/partial").write_bytes(b"x"), "unchanged"),
+}
+
+
+def flip(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(100)
+        file.write(b"\0\1\2")
+
+
+def point(pointer: Path) -> None:
+    pointer.unlink()
+    pointer.symlink_to("versions/" + "0" * 64)
+
+
+@pytest.mark.parametrize("alone", [True, False], ids=["alone", "with an older one"])
+@pytest.mark.parametrize("case", ROT)
+def test_what_rots_on_the_device_is_repaired(case: str, alone: bool, world: World) -> None:
+    if not alone:
+        world.update()
+        world.offer(NEW)
+    found = world.update()
+    rot, status = ROT[case]
+    world.server.requests.clear()
+    rot(found.path, world)
+    repaired = world.update()
+    assert repaired.version == found.version
+    assert repaired.status == status or (repaired.status == "new" and not alone)
+    blobs = {line for line in world.server.requests if line.startswith("blobs/")}
+    assert len(blobs) <= (0 if status == "unchanged" else 9 if case == "the whole version" else 1)
+    if not alone:
+        assert whole(world.client().go_back()).version == OLD
+    fetched = world.update()
+    assert fetched.status in ("unchanged", "held")
+
+
+def test_a_rotten_version_is_left_where_the_network_is_gone(updated: World) -> None:
+    updated.update()
+    flip(updated.path / "device/current/decoder.onnx.data")
+    updated.server.close()
+    error = refuses(updated, UpdateError, "the last good version is in place")
+    assert "decoder.onnx.data" in error.hint
+    updated.server = Server(updated.shelf.folder)
+    recovers(updated)
+
+
+def test_rot_in_a_file_that_two_versions_share(updated: World) -> None:
+    updated.update()
+    name = "tokenizer.json"
+    first, second = (updated.path / "device/versions" / updated.manifests[each].digest / name for each in (OLD, NEW))
+    assert first.stat().st_ino == second.stat().st_ino
+    second.write_bytes(b"{" + b" " * (second.stat().st_size - 1))
+    assert updated.update().status == "repaired"
+    assert whole(updated.client().go_back()).version == OLD
+
+
+def test_a_last_good_version_that_is_damaged_is_not_gone_back_to(updated: World) -> None:
+    updated.update()
+    flip(updated.path / "device/versions" / updated.manifests[OLD].digest / "decoder.onnx.data")
+    with pytest.raises(UpdateError, match="the last good version is damaged"):
+        updated.client().go_back()
+    assert whole(updated.client().current()).version == NEW
+
+
+# Kills and full disks
+
+
+def in_child(work: Callable[[], object]) -> int:
+    """Run `work` in a fork of this process, which has no other threads; return the wait status."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        except (UpdateError, VerificationError):
+            os._exit(1)
+        except BaseException:
+            os._exit(70)
+        os._exit(0)
+    return os.waitpid(child, 0)[1]
+
+
+CHANGES = ("open", "os.rename", "os.remove", "os.mkdir", "os.symlink", "os.link", "os.rmdir", "os.truncate")
+
+
+def killed_after(count: int, world: World) -> bool:
+    """Update in a child that is killed at its change number `count` of the file system; say whether it got that far."""
+    left = [count]
+
+    def watch(event: str, words: tuple[Any, ...]) -> None:
+        if event in CHANGES and (event != "open" or (isinstance(words[2], int) and words[2] & 3)):
+            if not left[0]:
+                os.kill(os.getpid(), signal.SIGKILL)
+            left[0] -= 1
+
+    def work() -> None:
+        sys.addaudithook(watch)
+        world.client().update()
+
+    return os.WIFSIGNALED(in_child(work))
+
+
+@pytest.fixture
+def still(tmp_path: Path) -> World:
+    """A world without threads, which can be forked: the old version in place, the new one named, with a delta."""
+    world = World(tmp_path, served=False)
+    data = random.Random(5).randbytes(60_000)
+    world.release("2.0.0", files={"decoder.onnx.data": data})
+    world.release("2.1.0", files={"decoder.onnx.data": data[:30_000] + b"other" + data[30_005:], "new.bin": b"new"})
+    world.shelf.add_deltas(world.path / "2.0.0", world.path / "2.1.0")
+    for version in ("2.0.0", "2.1.0"):
+        world.offer(version)
+        if version == "2.0.0":
+            assert world.update().version == version
+    return world
+
+
+def kills(world: World, counts: range) -> int:
+    shutil.copytree(world.path / "device", world.path / "kept", symlinks=True)
+    done = 0
+    for count in counts:
+        shutil.rmtree(world.path / "device")
+        shutil.copytree(world.path / "kept", world.path / "device", symlinks=True)
+        if not killed_after(count, world):
+            break
+        done += 1
+        assert whole(world.client().current()).version in ("2.0.0", "2.1.0"), count
+        found = world.update()
+        assert found.version == "2.1.0", count
+        assert not [path for path in (world.path / "device").rglob(".*")], count
+        assert whole(world.client().go_back()).version == "2.0.0", count
+    return done
+
+
+def test_a_kill_at_many_places(still: World) -> None:
+    assert kills(still, range(3, 1000, 11)) > 3
+
+
+@pytest.mark.slow
+def test_a_kill_at_every_place(still: World) -> None:
+    assert kills(still, range(1000)) > 40
+
+
+@pytest.mark.parametrize("limit", [0, 700, 20_000, 40_000])
+def test_a_disk_that_takes_no_more(limit: int, still: World) -> None:
+    """No file may grow beyond `limit` bytes, as where a disk or a quota is full."""
+
+    def work() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        try:
+            still.client().update()
+        except UpdateError as error:
+            if "the disk is full" not in str(error):
+                os._exit(71)
+            raise
+
+    assert os.waitstatus_to_exitcode(in_child(work)) == 1
+    assert whole(still.client().current()).version == "2.0.0"
+    assert still.update().version == "2.1.0"
+
+
+def test_a_disk_that_is_full(still: World) -> None:
+    disk = still.path / "disk"
+    disk.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tapeout-test", str(disk)], capture_output=True
+    ).returncode:
+        pytest.skip("mounting is refused here")
+    try:
+        client = still.client("disk/device")
+        filler = disk / "filler"
+        filler.write_bytes(b"x" * (1 << 20))
+        with pytest.raises(UpdateError, match=r"needs 1\.\d MiB more there"):
+            client.update()
+        filler.unlink()
+        assert client.update().version == "2.1.0"
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+# The command
+
+
+def test_the_command(updated: World, capsys: pytest.CaptureFixture[str]) -> None:
+    root = updated.path / "root.json"
+    root.write_bytes(updated.shelf.first_root())
+    project, to = Project(updated.path), str(updated.path / "device")
+    words = [updated.server.url, "--to", to, "--device", DEVICE, "--channel", "stable", "--self-test", "off"]
+    assert fetch([*words, "--root", str(root)], project) == 0
+    said = capsys.readouterr().out
+    assert (
+        f"{DEVICE}: {NEW} (champion) is in place now" in said and "MiB saved" in said and "note: the self-test" in said
+    )
+    assert fetch([*words, "--json"], project) == 0
+    assert '"status": "unchanged"' in capsys.readouterr().out
+    assert fetch(["--to", to, "--status"], project) == 0
+    assert f"{NEW} is in place" in (said := capsys.readouterr().out) and f"{OLD} is kept to go back to" in said
+    assert fetch(["--to", to, "--confirm"], project) == 0
+    assert fetch(["--to", to, "--go-back"], project) == 0
+    capsys.readouterr()
+    assert fetch(["--to", to, "--status", "--json"], project) == 0
+    assert f'"version": "{OLD}"' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "--to"),
+        (["--to", "x"], "URL, --device, --channel is missing"),
+        (["u", "--to", "x", "--device", "d"], "--channel is missing"),
+        (["u", "--to", "x", "--device", "d", "--channel", "c", "--root", "nowhere"], "--root nowhere cannot be read"),
+        (["--to", "x", "--statsu"], "unrecognized arguments"),
+    ],
+)
+def test_wrong_use(words: list[str], said: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=said):
+        fetch(words, Project(tmp_path))
