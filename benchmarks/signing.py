@@ -115,7 +115,11 @@ def statement(manifest: Manifest) -> dict[str, Any]:
         "subject": [{"name": "manifest.json", "digest": digest}],
         "predicateType": "https://slsa.dev/provenance/v1",
         "predicate": {
-            "buildDefinition": {"buildType": "urn:tapeout:build:1", "externalParameters": parameters},
+            "buildDefinition": {
+                "buildType": "urn:tapeout:build:1",
+                "externalParameters": parameters,
+                "resolvedDependencies": [],
+            },
             "runDetails": {
                 "builder": {"id": "urn:tapeout:builder:local"},
                 "byproducts": [{"name": "bundle", "digest": digest}],

@@ -43,7 +43,6 @@ def sign_by_identity(path: Path, statement: Mapping[str, Any]) -> tuple[Path, st
     """
     needed()
     from sigstore.dsse import Statement
-    from sigstore.errors import Error
     from sigstore.models import ClientTrustConfig
     from sigstore.oidc import IdentityToken, Issuer
     from sigstore.sign import SigningContext
@@ -57,7 +56,7 @@ def sign_by_identity(path: Path, statement: Mapping[str, Any]) -> tuple[Path, st
         who = IdentityToken(token) if token else Issuer(trust.signing_config.get_oidc_url()).identity_token()
         with SigningContext.from_trust_config(trust).signer(who) as signer:
             signed = signer.sign_dsse(Statement(payload_of(statement))).to_json()
-    except (Error, OSError) as cause:
+    except Exception as cause:  # of four services, each with errors of its own
         raise UpdateError(f"Sigstore did not sign: {told(cause)}", hint="try again, or sign with --key FILE") from cause
     write_file(sigstore_path(path), signed.encode())
     return sigstore_path(path), who.identity
@@ -86,7 +85,6 @@ def check_identity(path: Path, manifest: Manifest, identity: Identity) -> dict[s
     """Return the provenance of a bundle, which the identity has signed. Raises VerificationError, ConfigError,
     UpdateError where Sigstore's root of trust cannot be had."""
     needed()
-    from sigstore.errors import Error
     from sigstore.models import Bundle
     from sigstore.verify import Verifier, policy
 
@@ -104,7 +102,7 @@ def check_identity(path: Path, manifest: Manifest, identity: Identity) -> dict[s
         raise VerificationError(f"{where}: no Sigstore bundle: {told(cause)}", hint=AGAIN) from cause
     try:
         verifier = Verifier.production()
-    except (Error, OSError) as cause:
+    except Exception as cause:  # the network's, or those of the update framework under it
         raise UpdateError(f"Sigstore's root of trust could not be had: {told(cause)}", hint="try again") from cause
     try:
         kind, payload = verifier.verify_dsse(bundle, policy.Identity(identity=identity.name, issuer=identity.issuer))

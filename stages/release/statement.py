@@ -71,12 +71,12 @@ def check_shape(value: Mapping[str, Any], where: str) -> None:
         need(isinstance(parameters.get(name), str), f"buildDefinition.externalParameters.{name} must be text")
     for name in ("overrides", "config_dirs"):
         need(texts(parameters.get(name, [])), f"buildDefinition.externalParameters.{name} must be a list of texts")
-    needed = definition.get("resolvedDependencies", [])
+    needed = definition.get("resolvedDependencies")
     need(isinstance(needed, list) and all(map(artifact, needed)), "buildDefinition.resolvedDependencies is malformed")
     for commit in (each["digest"].get("gitCommit") for each in needed if "digest" in each):
         need(commit is None or bool(COMMIT.fullmatch(commit)), "a gitCommit must be a commit's name in hex")
     need(isinstance(mapping(run.get("builder")).get("id"), str), "runDetails.builder.id must be a URI")
-    made = run.get("byproducts", [])
+    made = run.get("byproducts")
     need(
         isinstance(made, list) and all(artifact(each, sha256=True) for each in made),
         "runDetails.byproducts is malformed",
@@ -104,7 +104,7 @@ def texts(value: Any) -> bool:
 
 def source_of(statement: Mapping[str, Any]) -> tuple[str | None, bool, tuple[str, ...]]:
     """Return the commit that was built, whether the sources differed from it, and which files did."""
-    needed = statement["predicate"]["buildDefinition"].get("resolvedDependencies", [])
+    needed = statement["predicate"]["buildDefinition"]["resolvedDependencies"]
     found = next((each for each in needed if each["name"] == "source"), {})
     notes = found.get("annotations", {})
     commit = found.get("digest", {}).get("gitCommit")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -35,6 +37,17 @@ def edited(block: bytes, place: int, field: bytes) -> bytes:
 def file(path: str, data: bytes) -> tuple[bytes, bytes]:
     """An entry of a plain file, in our format."""
     return header(path, len(data)), data + bytes(padding(len(data)))
+
+
+def with_fitting_manifest(archive: Path, path: str, data: bytes) -> bytes:
+    """An archive in which a file is another, and the manifest has that one's size and sha256."""
+    parts = entries(archive)
+    value = json.loads(parts[0][1][: int(parts[0][0][124:135], 8)])
+    (entry,) = (each for each in value["files"] if each["path"] == path)
+    entry |= {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    parts[0] = file("manifest.json", json.dumps(value).encode())
+    place = next(number for number, (block, _) in enumerate(parts) if block.startswith(path.encode() + b"\0"))
+    return joined([*parts[:place], file(path, data), *parts[place + 1 :]])
 
 
 def special(path: str, kind: bytes, target: str = "", form: int = tarfile.USTAR_FORMAT) -> tuple[bytes, bytes]:

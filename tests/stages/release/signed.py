@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.release.archive import pack
-from stages.release.keys import SigningKey, load_signing_key, new_key
+from stages.release.keys import SigningKey, new_key
 from stages.release.manifest import Manifest, read
 from stages.release.signing import sign_bundle
 from tests.stages.release.bundles import make_bundle
@@ -21,18 +21,18 @@ def folder_of_keys() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="tapeout-keys-")
 
 
-@functools.cache
 def key(name: str = "release", kind: str = "p256") -> SigningKey:
     """A key of that name, the same one in all tests of a run. Its files: see key_file."""
+    return made_key(name, kind)
+
+
+@functools.cache
+def made_key(name: str, kind: str) -> SigningKey:
     return new_key(key_file(name), kind)
 
 
 def key_file(name: str = "release") -> Path:
     return Path(folder_of_keys().name, name)
-
-
-def loaded(name: str = "release") -> SigningKey:
-    return load_signing_key(key_file(name))
 
 
 def statement_of(manifest: Manifest, *, digest: str = "", dirty: bool = False, **parameters: str) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def statement_of(manifest: Manifest, *, digest: str = "", dirty: bool = False, *
             },
             "runDetails": {
                 "builder": {"id": "urn:tapeout:builder:local", "version": {"engine": "1"}},
-                "byproducts": [{"name": "bundle", "digest": subject}],
+                "byproducts": [{"name": "bundle", "digest": dict(subject)}],
             },
         },
     }
