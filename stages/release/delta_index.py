@@ -13,7 +13,8 @@ import json
 import os
 import tempfile
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,10 @@ def indexed(targets: Iterable[str], device: str, version: str) -> list[str]:
     return [path.removeprefix(head).removesuffix(".json") for path in targets if path.startswith(head)]
 
 
-def sources(target: str, *ranked: Sequence[str]) -> list[str]:
-    """Return the bundles to make deltas from, the likeliest first."""
-    found = dict.fromkeys(bundle for rank in ranked for bundle in rank if bundle != target)
-    return list(found)[:SOURCES]
+def sources(target: str, there: Callable[[str], bool], *ranked: Sequence[str]) -> list[str]:
+    """Return the bundles to make deltas from, the likeliest first. there: says whether one can be read."""
+    others = dict.fromkeys(bundle for rank in ranked for bundle in rank if bundle != target)
+    return list(islice(filter(there, others), SOURCES))
 
 
 def add_deltas(layout: Layout, device: str, version: str, old: Manifest, new: Manifest, added: Added) -> int:

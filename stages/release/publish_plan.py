@@ -28,7 +28,9 @@ HISTORY = "x-tapeout-history"  # in the signed part of targets and channels: the
 class Plan:
     """releases: to add. mend: published ones whose blobs are not all there. retired: targets to remove. documents:
     {channel: {path: bytes}}. deltas: (release, bundle to come from) to make. dropped: targets of deltas for nobody.
-    renewed: roles that half of its life has passed for, and whose key is here."""
+    renewed: roles that half of its life has passed for, and whose key is here. refused: roles that clients refuse.
+    marked: roles that were published from a history that was given up.
+    """
 
     releases: list[Released] = field(default_factory=list)
     mend: list[Released] = field(default_factory=list)
@@ -38,13 +40,14 @@ class Plan:
     dropped: list[str] = field(default_factory=list)
     renewed: list[str] = field(default_factory=list)
     refused: tuple[str, ...] = ()
+    marked: tuple[str, ...] = ()
 
     @property
     def roles(self) -> list[str]:
         """The roles that must sign something."""
         targets = self.releases or self.retired or self.deltas or self.dropped or "targets" in self.refused
         channels = [channel_role(name) for name in self.documents]
-        wanted = [*(["targets"] if targets else []), *channels, *self.renewed, *self.refused]
+        wanted = [*(["targets"] if targets else []), *channels, *self.renewed, *self.refused, *self.marked]
         found = [role for role in dict.fromkeys(wanted) if role not in ONLINE]
         return [*found, *ONLINE] if wanted else []
 
@@ -147,25 +150,35 @@ def plan_deltas(plan: Plan, repository: Repository, state: State) -> None:
     those that there are deltas from already, then the latest of the others.
     """
     targets, layout = repository.targets.signed.targets, repository.layout
-    now_serving = served(state)
-    # only what can be read, so that the next run does not find the same deltas missing again
-    there = {bundle for bundle in delta_index.known(targets) if not wanting(repository, bundle)}
-    there |= {release.bundle for release in (*plan.releases, *plan.mend)}
+    published, now_serving = delta_index.known(targets), served(state)
+    coming = {release.bundle for release in (*plan.releases, *plan.mend)}
     for release in now_serving:
         device = release.device
-        latest = [each for each in reversed(list(state.releases.values())) if each.device == device]
         had = delta_index.indexed(targets, device, release.version)
         whole = [each for each in had if delta_index.intact(layout, targets, device, release.version, each)]
-        ranked = [
+        latest = [each for each in reversed(list(state.releases.values())) if each.device == device]
+
+        def there(bundle: str, whole: list[str] = whole) -> bool:
+            # only what can be read, so that the next run does not find the same deltas missing again
+            return bundle in coming or bundle in whole or (bundle in published and not wanting(repository, bundle))
+
+        wanted = delta_index.sources(
+            release.bundle,
+            there,
             [each.bundle for each in reversed(now_serving) if each.device == device],
             named_until_now(repository, device),
             whole,
             [each.bundle for each in latest if not each.retired],
-        ]
-        possible = {*there, *whole}
-        wanted = delta_index.sources(release.bundle, *([each for each in rank if each in possible] for rank in ranked))
+        )
         plan.deltas += [(release, source) for source in wanted if source not in whole]
         plan.dropped += [delta_index.index_path(device, release.version, each) for each in had if each not in wanted]
+    # the deltas to the champion before stay: a rollback in an emergency is published without the release key
+    kept = {(each.version, each.device) for each in now_serving}
+    kept |= {(channel.former[-1], channel.device) for channel in state.channels.values() if channel.former}
+    for release in state.releases.values():
+        if (release.version, release.device) not in kept and not release.retired:
+            had = delta_index.indexed(targets, release.device, release.version)
+            plan.dropped += [delta_index.index_path(release.device, release.version, each) for each in had]
 
 
 def named_until_now(repository: Repository, device: str) -> list[str]:
@@ -179,22 +192,24 @@ def named_until_now(repository: Repository, device: str) -> list[str]:
     return found
 
 
-def check_history(repository: Repository, state: State, heads: Mapping[int, str]) -> None:
-    """Raise VerificationError unless the history goes on from the one that the repository was published from."""
+def strangers(repository: Repository, state: State, heads: Mapping[int, str]) -> dict[str, VerificationError]:
+    """Return {role: why} of what was published from a history that this one does not go on from."""
+    found = {}
     for role in ("targets", *(channel_role(name) for name in repository.channels)):
         mark = repository.metadata_of(role).signed.unrecognized_fields.get(HISTORY)
         if mark is None:
             continue
         sequence, digest = mark["sequence"], mark["sha256"]
         if sequence > state.sequence:
-            raise VerificationError(
+            found[role] = VerificationError(
                 f"the history has {state.sequence} entries, and the repository's '{role}' was published from entry "
                 f"{sequence}: its end is missing",
                 hint="get the newest releases/history.jsonl (git pull), and find out who cut it",
             )
-        if heads.get(sequence, digest) != digest:
-            raise VerificationError(
+        elif heads.get(sequence, digest) != digest:
+            found[role] = VerificationError(
                 f"the repository's '{role}' was published from another history: its entry {sequence} is "
                 f"{digest[:16]}..., and here it is {heads[sequence][:16]}...",
                 hint="publish from the history that it belongs to; --another-history where that one was given up",
             )
+    return found

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from stages.release import delta_index, expiry, pruning
 from stages.release.adding import Added, add_release, read_manifest
 from stages.release.layout import Releases
-from stages.release.publish_plan import HISTORY, Plan, check_history, planned
+from stages.release.publish_plan import HISTORY, Plan, planned, strangers
 from stages.release.repository import PATIENCE, Repository, alone, commit, open_repository, settle
 from stages.release.roles import ONLINE, channel_of, check_keys
 
@@ -74,9 +74,11 @@ def publish(
     moment = expiry.seconds(now)
     with alone(directory, patience):
         repository = open_repository(directory)
-        if not another_history:
-            check_history(repository, state, heads or {state.sequence: state.digest})
+        strange = strangers(repository, state, heads or {state.sequence: state.digest})
+        if strange and not another_history:
+            raise next(iter(strange.values()))
         plan = planned(repository, releases, state, keys, moment, check)
+        plan.marked = tuple(strange)
         notes = list(to_see_to(plan, repository, keys, moment))
         # all keys are asked for first, before much work is done for nothing
         check_keys([(role, repository.delegator(role)) for role in plan.roles], keys)

@@ -80,7 +80,7 @@ def open_repository(folder: Path) -> Repository:
     """
     layout = Layout(folder)
     if not layout.metadata.is_dir():
-        raise ConfigError(f"{folder} holds no update repository", hint=f"'tapeout repository init {folder}' makes one")
+        raise absent(folder)
     roots = read_roots(layout)
     timestamp, refused = read_signed(layout, "timestamp", layout.timestamp, roots)
     stale = ["timestamp"] if refused else []
@@ -97,6 +97,10 @@ def open_repository(folder: Path) -> Repository:
             path = layout.versioned(role, meta.version)
             channels[name], _ = read_signed(layout, role, path, [targets], meta)
     return Repository(layout, roots, timestamp, snapshot, targets, channels, tuple(stale), read_staged(layout, roots))
+
+
+def absent(folder: Path) -> ConfigError:
+    return ConfigError(f"{folder} holds no update repository", hint=f"'tapeout repository init {folder}' makes one")
 
 
 def read_roots(layout: Layout) -> tuple[Metadata[Root], ...]:
@@ -282,9 +286,13 @@ def settle(*folders: Path) -> None:
 
 @contextlib.contextmanager
 def alone(folder: Path, patience: float = PATIENCE) -> Iterator[None]:
-    """Have the repository to this process; the system ends that with the process. Raises StoreError."""
+    """Have the repository to this process; the system ends that with the process.
+
+    Raises ConfigError where there is no such folder, StoreError where another process has it for more than `patience`.
+    """
+    if not folder.is_dir():
+        raise absent(folder)
     with storing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)  # no file that would be served
     try:
         until = time.monotonic() + patience

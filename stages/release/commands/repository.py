@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import ConfigError
+from pipelines.files import storing
 from pipelines.project import Project
 from stages.release.commands.parser import Parser, action_of
 
@@ -129,6 +130,8 @@ def init(options: argparse.Namespace) -> int:
         signers,
         parse_days(options.expires),
     )
+    with storing(options.directory):
+        options.directory.mkdir(parents=True, exist_ok=True)
     with alone(options.directory):
         made = create(options.directory, founding, seconds())
     root = made.layout.versioned("root", 1)
@@ -204,10 +207,10 @@ def sign(options: argparse.Namespace) -> int:
     keys = signing_keys(options.keys)
     with alone(options.directory):
         before = open_repository(options.directory)
+        if before.next and not options.json:
+            print(f"root {before.next.signed.version} changes:")
+            print("\n".join(f"  {line}" for line in rotation.differences(before.root, before.next.signed)), flush=True)
         done = rotation.sign_staged(before, keys, seconds())
-    if before.next and not options.json:
-        for line in rotation.differences(before.root, before.next.signed):
-            print(f"  {line}")
     return report(options, done)
 
 

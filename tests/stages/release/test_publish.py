@@ -18,9 +18,11 @@ from pipelines.errors import ConfigError, StoreError, VerificationError
 from stages.release.commands.publish import publish
 from stages.release.commands.repository import repository
 from stages.release.delta import apply_delta
+from stages.release.dsse import peek_envelope
 from stages.release.expiry import seconds
 from stages.release.manifest import parse
 from stages.release.repository import alone
+from stages.release.signing import sign_bundle
 from tests.stages.release.repositories import World, judge, make_world, released, tree
 
 DEVICES = ("pixel-8", "iphone-15-pro")
@@ -124,6 +126,7 @@ def test_deltas_come_from_few_releases_and_lead_back_from_a_bad_one(world: World
     targets = world.open().targets.signed.targets
     sources = [path for path in targets if path.startswith("deltas/pixel-8/1.5.0/")]
     assert len(sources) == 3
+    assert {path.split("/")[2] for path in targets if path.startswith("deltas/pixel-8/")} == {"1.4.0", "1.5.0"}
     before = judge(world).document()["champion"]
     world.release("rollback", "--channel", "stable", "--device", "pixel-8")
     world.publish()
@@ -226,6 +229,32 @@ def test_another_history_is_refused(world: World) -> None:
     shutil.copytree(world.directory, other.directory)
     with pytest.raises(VerificationError, match="published from another history"):
         run(other)
+
+
+def test_a_history_that_was_given_up_for_another_is_published_when_asked_for(world: World) -> None:
+    promoted(world).publish()
+    (world.folder / "releases/history.jsonl").unlink()
+    released(world.project, "1.0.0", *DEVICES, files={"decoder.onnx.data": WEIGHTS})
+    world.release("promote", "1.0.0", "--channel", "stable", "--new-channel")
+    with pytest.raises(VerificationError):
+        run(world)
+    assert run(world, "--another-history") == 0
+    assert judge(world).whole()["arms"] == []
+    assert not world.publish().signed
+
+
+def test_signatures_that_were_made_anew_are_published(world: World) -> None:
+    archive = world.folder / "releases/1.0.0/pixel-8.tar"
+    path = "bundles/pixel-8/1.0.0/model.sig"
+    before = judge(world).target(path)
+    statement = json.loads(peek_envelope(archive.with_name("pixel-8.provenance.json").read_bytes(), "it"))
+    sign_bundle(archive, world.keys("stranger"), statement)
+    trusted = [key.public for key in world.keys("release", "stranger")]
+    assert not world.publish("online", "stable", trusted=trusted).signed  # another time, with the release key
+    assert world.publish(trusted=trusted).signed == ["targets", "snapshot", "timestamp"]
+    assert judge(world).target(path) not in (None, before)
+    assert not world.publish(trusted=trusted).signed
+    judge(world).whole()
 
 
 @pytest.mark.parametrize(
@@ -388,7 +417,7 @@ def survives(world: World, kill: Callable[[], bool]) -> bool:
     return was
 
 
-@pytest.mark.parametrize("name", ["/blobs/", "/deltas/", "/targets/channels/", ".targets.json", "timestamp.json"])
+@pytest.mark.parametrize("name", ["/deltas/", ".targets.json", "timestamp.json"])
 def test_killed_before_a_file_appears(world: World, name: str) -> None:
     assert survives(world, lambda: killed(world, at_rename(name)))
 

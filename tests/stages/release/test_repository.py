@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from stages.release.commands.repository import repository
 from stages.release.creation import Founding, create
 from stages.release.expiry import DAYS, seconds
 from stages.release.keys import load_public_key
+from stages.release.overview import overview
 from stages.release.repository import alone, commit, refresh
 from tests.stages.release.repositories import World, judge, make_world, tree
 
@@ -172,7 +174,7 @@ def test_clients_follow_through_two_rotations_of_root(founded: World) -> None:
     client = judge(founded)
     client.refresh()
     words = founded.words("root-a", "root-b")
-    swap = ["--new", str(founded.key("stranger")), "--old", key_id(founded, "root-b")]
+    swap = ["--new", str(founded.key("stranger")), "--old", f"{founded.key('root-b')}.pub"]
     assert run(founded, "rotate", "root", *swap, *words) == 0
     assert run(founded, "rotate", "root", "--threshold", "1", *founded.words("root-a", "stranger")) == 0
     assert client.refresh()._trusted_set.root.version == 3
@@ -318,11 +320,31 @@ def test_what_a_killed_process_left_is_never_used_again(founded: World) -> None:
     judge(founded).refresh()
 
 
+def test_clients_take_a_restored_repository_when_versions_were_left_out(founded: World) -> None:
+    shutil.copytree(founded.directory, founded.folder / "backup")
+    for _ in range(3):
+        run(founded, "refresh", "--all", *founded.words("online", "release", "stable"))
+    client = judge(founded)
+    client.refresh()
+    shutil.rmtree(founded.directory)
+    shutil.copytree(founded.folder / "backup", founded.directory)
+    run(founded, "refresh", *founded.words("online"))
+    with pytest.raises(RepositoryError):
+        client.refresh()
+    assert "release.key (" in refusal(founded, "refresh", "--skip", "100", *founded.words("online", "stable"))
+    assert "expected 0 to" in refusal(founded, "refresh", "--skip", "100000", *founded.words("online"))
+    assert run(founded, "refresh", "--skip", "100", *founded.words("online", "release", "stable")) == 0
+    client.document()
+    assert {role["version"] > 100 for role in overview(founded.open(), seconds())["roles"][1:]} == {True}
+
+
 @pytest.mark.parametrize("name", ["1.root.json", "timestamp.json", "1.snapshot.json", "1.channel-stable.json"])
 def test_what_is_missing_is_named(founded: World, name: str) -> None:
     (founded.layout.metadata / name).unlink()
     assert str(founded.layout.metadata) in refusal(founded, "status")
 
 
-def test_no_repository_is_said(world: World) -> None:
-    assert "'tapeout repository init" in refusal(world, "status")
+@pytest.mark.parametrize("action", ["status", "refresh", "sign"])
+def test_no_repository_is_said_and_none_is_made(world: World, action: str) -> None:
+    assert "'tapeout repository init" in refusal(world, action, *(world.words("online") if action != "status" else []))
+    assert not world.directory.exists()
