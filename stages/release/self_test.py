@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import LoweringError, StageError, TapeoutError, UpdateError
-from stages.release.manifest import Manifest, read
+from stages.release.manifest import NAME, Manifest, object_of
 
 if TYPE_CHECKING:
     from stages.runtimes.session import LanguageSession
@@ -86,7 +86,8 @@ def tested(folder: Path) -> str:
     from stages.artifacts import DeviceModel
     from stages.runtimes.opening import open_graph, open_session
 
-    manifest = read(folder)
+    data = (folder / NAME).read_bytes()
+    manifest = Manifest(data, object_of(data, NAME))  # it was held against its schema before
     model = DeviceModel(folder)
     if "decoder" not in manifest.value["model"]["files"]:
         open_graph(model)

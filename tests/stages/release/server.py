@@ -38,12 +38,17 @@ class Fault:
 
 
 class Server:
-    """Serves a folder at `url` until `close`; requests: "path" or "path bytes=N-" of each; sent: bytes of bodies."""
+    """Serves a folder at `url` until `close`; requests: "path" or "path bytes=N-" of each; sent: bytes of bodies.
+
+    budget: bytes of bodies after which every connection is dropped, None: never. pause: seconds after 64 KiB.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.faults, self.requests, self.sent = folder, [], [], 0
         self.faults: list[Fault]
         self.requests: list[str]
+        self.budget: int | None = None
+        self.pause = 0.0
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), handler(self))
         self.http.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
@@ -55,7 +60,7 @@ class Server:
                 if fault.times is not None:
                     fault.times -= 1
                 return fault
-        return Fault()
+        return Fault(pause=self.pause)
 
     def close(self) -> None:
         self.http.shutdown()
@@ -79,6 +84,9 @@ def handler(server: Server) -> type[BaseHTTPRequestHandler]:
         def do_GET(self) -> None:
             path, wanted = unquote(self.path).lstrip("/"), self.headers.get("Range", "")
             server.requests.append(f"{path} {wanted}".strip())
+            if server.budget is not None and server.sent >= server.budget:
+                self.close_connection = True
+                return
             fault = server.fault(path)
             file = server.folder / path
             if fault.status or (fault.data is None and not file.is_file()):
@@ -101,6 +109,8 @@ def handler(server: Server) -> type[BaseHTTPRequestHandler]:
 
         def send(self, data: memoryview, fault: Fault) -> None:
             end = len(data) if fault.cut is None else min(fault.cut, len(data))
+            if server.budget is not None and server.sent + end > server.budget:
+                end, self.close_connection = server.budget - server.sent, True
             for place in range(0, end, fault.piece):
                 piece = data[place : min(place + fault.piece, end)]
                 self.wfile.write(piece)
