@@ -10,8 +10,8 @@ from typing import Any
 
 from stages.release import expiry
 from stages.release.adding import read_target
-from stages.release.manifest import object_of
-from stages.release.publish_plan import HISTORY
+from stages.release.channel_document import parse_channel
+from stages.release.publish_plan import HISTORY, document_path
 from stages.release.repository import Repository
 from stages.release.roles import SHORT, keys_of, title
 from stages.release.rotation import differences, unsigned
@@ -64,8 +64,9 @@ def documents_of(repository: Repository, channel: str) -> dict[str, Any]:
     """Return {device: document} of a channel. Raises VerificationError."""
     found = {}
     for path, target in repository.channels[channel].signed.targets.items():
-        document = object_of(read_target(repository.layout, path, target), path)
-        found[str(document.get("device"))] = document
+        device = path.removeprefix(f"channels/{channel}/").removesuffix(".json")
+        if path == document_path(channel, device):  # anything else is asked for by no client
+            found[device] = parse_channel(read_target(repository.layout, path, target), channel, device, path).value
     return found
 
 

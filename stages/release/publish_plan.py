@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import ConfigError, VerificationError
 from stages.release import delta_index
-from stages.release.adding import SIDECARS, bundle_path, lacking, read_manifest, read_target, target_paths
+from stages.release.adding import SIDECARS, bundle_path, is_there, lacking, read_manifest, read_target, target_paths
+from stages.release.channel_document import parse_channel
 from stages.release.layout import Releases, sidecars
-from stages.release.manifest import object_of, sha256_of
+from stages.release.manifest import sha256_of
 from stages.release.repository import Repository
 from stages.release.roles import ONLINE, channel_role
 
@@ -26,16 +28,19 @@ HISTORY = "x-tapeout-history"  # in the signed part of targets and channels: the
 
 @dataclass
 class Plan:
-    """releases: to add. mend: published ones whose blobs are not all there. retired: targets to remove. documents:
-    {channel: {path: bytes}}. deltas: (release, bundle to come from) to make. dropped: targets of deltas for nobody.
-    renewed: roles that half of its life has passed for, and whose key is here. refused: roles that clients refuse.
-    marked: roles that were published from a history that was given up.
+    """releases: to add. mend: published ones whose blobs are not all there.
+
+    removed: targets of which the history does not know. documents: {channel: {path: bytes}}; strays: {channel: targets
+    that are none}. deltas: (release, bundle to come from) to make. dropped: targets of deltas for nobody. renewed:
+    roles that half of its life has passed for, and whose key is here. refused: roles that clients refuse. marked: roles
+    that were published from a history that was given up.
     """
 
     releases: list[Released] = field(default_factory=list)
     mend: list[Released] = field(default_factory=list)
-    retired: list[str] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
     documents: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    strays: dict[str, list[str]] = field(default_factory=dict)
     deltas: list[tuple[Released, str]] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
     renewed: list[str] = field(default_factory=list)
@@ -45,8 +50,8 @@ class Plan:
     @property
     def roles(self) -> list[str]:
         """The roles that must sign something."""
-        targets = self.releases or self.retired or self.deltas or self.dropped or "targets" in self.refused
-        channels = [channel_role(name) for name in self.documents]
+        targets = self.releases or self.removed or self.deltas or self.dropped or "targets" in self.refused
+        channels = [channel_role(name) for name in (*self.documents, *self.strays)]
         wanted = [*(["targets"] if targets else []), *channels, *self.renewed, *self.refused, *self.marked]
         found = [role for role in dict.fromkeys(wanted) if role not in ONLINE]
         return [*found, *ONLINE] if wanted else []
@@ -83,10 +88,14 @@ def planned(
         elif repository.signed_now("targets", keys) and signed_anew(repository, releases, release):
             plan.releases.append(release)
         elif wanting(repository, release.bundle, check):
-            plan.mend.append(release)
-    plan.retired = [path for path in targets if path in set(retired_paths(state, targets))]
+            (plan.mend if readable(repository, release.bundle) else plan.releases).append(release)
+    plan.removed = list(unknown_paths(state, targets))
     for channel in state.channels.values():
         plan_document(plan, repository, channel)
+    for name, metadata in repository.channels.items():
+        known = {document_path(name, device) for device in state.devices_on(name)}
+        if strays := [path for path in metadata.signed.targets if path not in known]:
+            plan.strays[name] = strays
     if repository.signed_now("targets", keys):
         plan_deltas(plan, repository, state)
     roles = ["targets", *(channel_role(name) for name in repository.channels), *ONLINE]
@@ -101,9 +110,17 @@ def served(state: State) -> list[Released]:
 
 
 def wanting(repository: Repository, bundle: str, check: bool = False) -> bool:
-    """Say whether blobs of a published bundle are not there."""
+    """Say whether files of a published bundle are not there."""
+    if not readable(repository, bundle):
+        return True
     found = delta_index.known(repository.targets.signed.targets)[bundle]
     return any(lacking(repository.layout, read_manifest(repository.layout, *found).files, check))
+
+
+def readable(repository: Repository, bundle: str) -> bool:
+    """Say whether a published bundle's manifest is there."""
+    path, target = delta_index.known(repository.targets.signed.targets)[bundle]
+    return is_there(repository.layout.target(path, bundle), target.length, bundle, check=True)
 
 
 def signed_anew(repository: Repository, releases: Releases, release: Released) -> bool:
@@ -116,13 +133,19 @@ def signed_anew(repository: Repository, releases: Releases, release: Released) -
     return False
 
 
-def retired_paths(state: State, targets: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the targets of releases that were retired; deltas that lead away from them stay."""
+def unknown_paths(state: State, targets: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the targets that the history does not know, or no more: of releases that were retired, above all.
+
+    Deltas that lead away from a retired release stay.
+    """
+    known = set()
     for release in state.releases.values():
-        if release.retired:
-            yield from target_paths(release.device, release.version)
-            for source in delta_index.indexed(targets, release.device, release.version):
-                yield delta_index.index_path(release.device, release.version, source)
+        found = targets.get(bundle_path(release.device, release.version))
+        if not release.retired and found is not None and found.hashes.get("sha256") == release.bundle:
+            known.update(target_paths(release.device, release.version))
+            sources = delta_index.indexed(targets, release.device, release.version)
+            known.update(delta_index.index_path(release.device, release.version, source) for source in sources)
+    yield from (path for path in targets if path not in known)
 
 
 def plan_document(plan: Plan, repository: Repository, channel: Channel) -> None:
@@ -135,7 +158,9 @@ def plan_document(plan: Plan, repository: Repository, channel: Channel) -> None:
     path = document_path(channel.channel, channel.device)
     text = json.dumps(channel.document(), sort_keys=True, separators=(",", ":"), ensure_ascii=False) + "\n"
     found = repository.channels[channel.channel].signed.targets.get(path)
-    if found is None or found.hashes.get("sha256") != hashlib.sha256(text.encode()).hexdigest():
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    there = is_there(repository.layout.target(path, digest), len(text.encode()), digest, check=True)
+    if found is None or found.hashes.get("sha256") != digest or not there:
         plan.documents.setdefault(channel.channel, {})[path] = text.encode()
 
 
@@ -187,8 +212,9 @@ def named_until_now(repository: Repository, device: str) -> list[str]:
     for name, metadata in repository.channels.items():
         path = document_path(name, device)
         if target := metadata.signed.targets.get(path):
-            document = object_of(read_target(repository.layout, path, target), path)
-            found += [each["bundle"] for each in (document["champion"], *document["arms"]) if each]
+            with contextlib.suppress(VerificationError):  # one that no client can read is about to be replaced
+                document = parse_channel(read_target(repository.layout, path, target), name, device, path).value
+                found += [each["bundle"] for each in (document["champion"], *document["arms"]) if each]
     return found
 
 

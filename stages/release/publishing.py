@@ -92,7 +92,7 @@ def publish(
         added=[release.title for release in plan.releases],
         mended=[release.title for release in plan.mend],
         documents=sorted(path for paths in plan.documents.values() for path in paths),
-        removed=sorted([*plan.retired, *plan.dropped]),
+        removed=sorted([*plan.removed, *plan.dropped, *(path for paths in plan.strays.values() for path in paths)]),
         files=added.files,
         size=added.size,
         deltas=len(plan.deltas),
@@ -135,12 +135,13 @@ def sign_plan(
     fresh = {role: copy.deepcopy(repository.metadata_of(role).signed) for role in plan.roles if role not in ONLINE}
     if "targets" in fresh:
         named = {path: each for path, each in added.items() if not path.startswith("channels/")}
-        gone = {*plan.retired, *plan.dropped}
+        gone = {*plan.removed, *plan.dropped}
         kept = {path: each for path, each in fresh["targets"].targets.items() if path not in gone}
         fresh["targets"].targets = dict(sorted({**kept, **named}.items()))
     channels = {channel_of(role): signed for role, signed in fresh.items() if channel_of(role)}
-    for name, paths in plan.documents.items():
-        channels[name].targets |= {path: added[path] for path in paths}
+    for name, signed in channels.items():
+        kept = {path: each for path, each in signed.targets.items() if path not in plan.strays.get(name, [])}
+        signed.targets = dict(sorted({**kept, **{path: added[path] for path in plan.documents.get(name, [])}}.items()))
     for signed in fresh.values():
         signed.unrecognized_fields[HISTORY] = {"sequence": state.sequence, "sha256": state.digest}
     return commit(repository, keys, now, targets=fresh.get("targets"), channels=channels)

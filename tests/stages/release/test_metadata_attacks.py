@@ -283,6 +283,33 @@ def test_a_channel_key_makes_no_bundles(world: World, newcomer: Readers) -> None
     assert judge(world, "who").target(path) is None
     with pytest.raises(VerificationError, match="the release key signed no such bundle"):
         newcomer.client()
+    overview(world.open(), seconds())
+    assert path in world.publish().removed  # the next publication says what the history says
+    assert newcomer.version() == NEW
+
+
+def test_what_a_stolen_release_key_added_goes_with_the_next_publication(world: World, newcomer: Readers) -> None:
+    path = "bundles/pixel-8/9.9.9/manifest.json"
+    targets = signed(world, "targets")
+    targets.targets[path] = target_of(world, path, b"{}")
+    forge(world, {}, targets=targets)
+    assert judge(world).target(path) == b"{}"
+    assert world.publish().removed == [path]
+    assert not world.publish().signed
+    assert newcomer.version() == NEW
+
+
+@pytest.mark.parametrize("document", [b"[]", b"{}", b'{"champion": 1}', b"\xff", b"{" * 100_000])
+def test_a_channel_key_that_signs_nonsense_is_told_so(world: World, newcomer: Readers, document: bytes) -> None:
+    path = "channels/stable/pixel-8.json"
+    channel = signed(world, "channel-stable")
+    channel.targets[path] = target_of(world, path, document)
+    forge(world, {}, channel_stable=channel)
+    for door in (publisher(world), newcomer.client):
+        with pytest.raises(VerificationError, match=r"pixel-8\.json"):
+            door()
+    world.publish()
+    assert newcomer.version() == NEW
 
 
 def test_a_channel_document_of_one_release_with_the_digest_of_another(world: World, newcomer: Readers) -> None:

@@ -341,6 +341,15 @@ def test_blobs_that_were_lost_or_damaged_are_mended(
     judge(world).whole()
 
 
+def test_target_files_that_were_lost_come_back(world: World) -> None:
+    before = tree(world.layout.targets)
+    shutil.rmtree(world.layout.targets)
+    world.publish()
+    assert tree(world.layout.targets) == before
+    judge(world).whole()
+    assert not world.publish().signed
+
+
 def test_deltas_that_were_lost_are_made_again(world: World) -> None:
     promoted(world).publish()
     before = tree(world.layout.deltas)
