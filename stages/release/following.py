@@ -20,7 +20,7 @@ from pathlib import Path
 
 from pipelines.files import storing
 from pipelines.project import Project
-from pipelines.sealed import read_sealed
+from pipelines.sealed import read_sealed, write_sealed
 from stages.release.layout import Releases
 
 PATIENCE = 60.0  # s that a command waits for the registry
@@ -35,8 +35,8 @@ QUIET = {  # a server that does not answer is given up before `PATIENCE` ends
 
 @dataclass(frozen=True)
 class Progress:
-    """How far the registry is. uri: MLflow's. sequence, digest: of the last entry that it holds. attempt: counts what
-    was tried. failed: why the last attempt failed, or ""."""
+    """How far the registry is. uri: MLflow's; "" where all is to be looked at again. sequence, digest: of the last
+    entry that it holds. attempt: counts what was tried. failed: why the last attempt failed, or ""."""
 
     uri: str = ""
     sequence: int = 0
@@ -67,10 +67,9 @@ def follow(project: Project, uri: str, sequence: int, force: bool = False) -> st
     force: look at all of it again, whatever is remembered. Raises StoreError.
     """
     history = Releases(project).history
-    if force:
-        with storing(kept_at(project)):
-            kept_at(project).unlink(missing_ok=True)
     begun, started = progress_of(project).attempt, 0
+    if force:
+        write_sealed(kept_at(project), vars(Progress(attempt=begun)))
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         known = progress_of(project)

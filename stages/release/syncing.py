@@ -50,9 +50,11 @@ def serve(project: Project, uri: str) -> None:
     seen, quiet = None, time.monotonic()
     while time.monotonic() - quiet < LINGER:
         now = mark(project)
-        if now != seen:
+        if now is None or (seen and not kept_at(project).is_file()):
+            return  # the project has gone: nothing is to be written where it was
+        if now != seen or not progress_of(project).uri:
             sync(project, uri, client)
-            seen, quiet = (now[0], True), time.monotonic()
+            seen, quiet = now, time.monotonic()
         time.sleep(PAUSE)
 
 
@@ -91,14 +93,13 @@ def sync(project: Project, uri: str, client: Any) -> None:
     keep(project, uri, sequence=state.sequence, digest=state.digest)
 
 
-def mark(project: Project) -> tuple[Any, bool]:
-    """Return what changes when there is something to do: the history's file, or that somebody wants all looked at."""
-    known = kept_at(project).is_file()
+def mark(project: Project) -> tuple[int, int, int] | None:
+    """Return what changes with the history's file, or None where there is none."""
     try:
         found = Releases(project).history.stat()
-    except FileNotFoundError:
-        return None, known
-    return (found.st_size, found.st_mtime_ns, found.st_ino), known
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_size, found.st_mtime_ns, found.st_ino
 
 
 def keep(project: Project, uri: str, failed: str = "", **known: Any) -> None:

@@ -178,8 +178,8 @@ def read(options: argparse.Namespace, project: Project) -> tuple[Log, State]:
 
 
 def followed(project: Project, registry: TrackingConfig, sequence: int, force: bool = False) -> str:
-    """Wait for MLflow's registry, if there is one; return why it is not up to date, or ""."""
-    if registry.kind != "mlflow":
+    """Wait for MLflow's registry, if there is one, and a history; return why it is not up to date, or ""."""
+    if registry.kind != "mlflow" or not sequence:
         return ""
     from stages.release.following import follow
 
@@ -193,7 +193,7 @@ def registry_json(project: Project, registry: TrackingConfig, sequence: int) -> 
     from stages.release.following import progress_of
 
     known, path = progress_of(project), Releases(project).history
-    whole = known.covers(registry.uri, sequence, path)
+    whole = known.covers(registry.uri, sequence, path) or not sequence
     entry = known.sequence if known.covers(registry.uri, 0, path) else 0
     return {"kind": "mlflow", "synced": whole, "entry": entry, "why": known.failed}
 

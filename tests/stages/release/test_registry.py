@@ -21,6 +21,7 @@ from stages.release.promoting import promotion
 from stages.release.registry import reconcile, wanted
 from stages.release.reverting import retirement
 from stages.release.state import State, state_of
+from stages.release.syncing import LINGER
 from tests.stages.release.projects import entries_of, key_file, make_project, released, state
 
 ROOT = Path(__file__).parents[3]
@@ -90,6 +91,17 @@ def test_the_registry_follows_commands_in_a_burst_with_one_import_and_no_copies(
     progress = progress_of(project)
     assert (progress.sequence, progress.digest) == (entries_of(project)[-1].sequence, entries_of(project)[-1].digest)
     assert release(["status"], project) == 0 and "MLflow     agrees" in capsys.readouterr().out
+    shutil.rmtree(project.root)  # while the process waits for more
+    end = time.monotonic() + LINGER + 1
+    while time.monotonic() < end and not project.root.exists():
+        time.sleep(0.1)
+    assert not project.root.exists()
+
+
+def test_nothing_to_register_starts_nothing(tmp_path, capsys):
+    project = make_project(tmp_path, "mlflow")
+    assert release(["status", "--sync"], project) == 0
+    assert "MLflow     agrees" in capsys.readouterr().out and not log_of(project).exists()
 
 
 def test_what_is_covered_needs_no_mlflow(tmp_path):
