@@ -74,23 +74,19 @@ class Archive:
         self.manifest, self.places = read_layout(path, descriptor)
 
     def chunks(self, file: File) -> Iterator[memoryview]:
-        """Yield a file's bytes, each piece good until the next is asked for.
-
-        Raises VerificationError, after the last, where they are not what the manifest says: nothing that was read is
-        to be used before the end has come.
-        """
-        digest, buffer = hashlib.sha256(), memoryview(bytearray(min(CHUNK, file.size)))
-        place, left = self.places[file.path], file.size
+        """Yield a file's bytes. Raises VerificationError, after the last, where they are not what the manifest says:
+        nothing that was read is to be used before the end has come."""
+        digest, place, left = hashlib.sha256(), self.places[file.path], file.size
         while left:
             try:
-                count = os.preadv(self.descriptor, [buffer[: min(left, CHUNK)]], place)
+                piece = os.pread(self.descriptor, min(left, CHUNK), place)
             except OSError as cause:
                 raise unreadable(self.path, cause) from cause
-            if not count:
+            if not piece:
                 raise VerificationError(f"{self.path}: it became shorter while it was read", hint=AGAIN)
-            digest.update(buffer[:count])
-            yield buffer[:count]
-            place, left = place + count, left - count
+            digest.update(piece)
+            yield memoryview(piece)
+            place, left = place + len(piece), left - len(piece)
         if any(os.pread(self.descriptor, padding(file.size), place)):
             raise VerificationError(f"{self.path}: {file.path}: something is hidden behind its end", hint=AGAIN)
         if digest.hexdigest() != file.sha256:
