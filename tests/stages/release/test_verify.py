@@ -153,8 +153,12 @@ def test_every_damaged_file_of_a_folder_is_named(tmp_path: Path, capsys: pytest.
     assert all(line in found.value.message for line in told["damaged"])
 
 
-def test_every_damaged_file_of_an_archive_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = signed(tmp_path / "pixel-8", archived=True)
+@pytest.mark.parametrize("weights", [3000, 5 << 20])  # of so many bytes, several files are hashed at once
+def test_every_damaged_file_of_an_archive_is_named(
+    weights: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = signed(tmp_path / "pixel-8", archived=True, weights=weights)
+    assert verify_bundle(path, [key().public]).signed_by
     parts = entries(path)
     for number in (2, 3):
         parts[number] = (parts[number][0], bytes([parts[number][1][0] ^ 1]) + parts[number][1][1:])
