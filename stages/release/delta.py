@@ -40,8 +40,8 @@ __all__ = ["apply_delta", "make_delta"]
 
 WORTH = 0.4  # of the new file's size: no larger delta is made. It would save less than a place in the repository and a
 # second download, should it fail, cost. Of weights that were quantized in other groups, a half would be left
-LEVEL, PATCH_LEVEL = 19, 19  # of zstd
-LARGE, LARGE_LEVEL = 64 << 20, 6  # a file of so many bytes, and its streams' level: 19 would take minutes, and gain 2 %
+LEVEL = 19  # of zstd
+LARGE, LARGE_LEVEL = 64 << 20, 6  # a file of so many bytes, and its level: 19 would take minutes, and gain 2 %
 
 
 def make_delta(
@@ -102,7 +102,8 @@ class Writer:
 
     def __init__(self, stack: contextlib.ExitStack, folder: Path, new_size: int) -> None:
         self._stack, self._folder = stack, folder
-        self._settings = settings(LARGE_LEVEL if new_size >= LARGE else LEVEL, new_size, STREAM_WINDOW)
+        self._level = LARGE_LEVEL if new_size >= LARGE else LEVEL
+        self._settings = settings(self._level, new_size, STREAM_WINDOW)
         self._rows: list[tuple[int, int, int, int, int]] = []
         self._files: dict[Stream, IO[bytes]] = {}
         self._compressors: dict[Stream, zstandard.ZstdCompressionWriter] = {}
@@ -119,18 +120,25 @@ class Writer:
         if element is not Element.OPAQUE:
             self._put(encode(read(base, older, len(new)) if fits else None, new, element), len(new), older)
             return
-        if fits and len(new) <= BLOCK and np.array_equal(read(base, older, len(new)), new):
-            self._put(Coded(Kind.COPY, {}), len(new), older)
-            return
         reach = min(PATCH_OLD, PATCH_REACH * len(new) + PATCH_LEAST)
         start = max(0, min(older + len(new) // 2 - reach // 2, old_size - reach))
         length = min(reach, old_size - start)
-        data = patched(new.tobytes(), read(base, start, length).tobytes())
-        if len(data) >= len(new):
-            self._put(encode(None, new, element), len(new), older)
+        parts = list(self._in_blocks(new, older if fits else -1, base))
+        blocks = sum(coded.size for coded, _, _ in parts)
+        data = patched(new.tobytes(), read(base, start, length).tobytes(), self._level) if blocks else b""
+        if blocks <= len(data):
+            for part in parts:
+                self._put(*part)
             return
         self._row(Kind.PATCH, len(new), start, len(data), length)
         self._write(Stream.PATCHES, data)
+
+    def _in_blocks(self, new: Bytes, older: int, base: IO[bytes]) -> Iterator[tuple[Coded, int, int]]:
+        """Yield a piece's blocks, as bytes that are compared with those at `older`: coding, length, older place."""
+        for place in range(0, len(new), BLOCK):
+            part = new[place : place + BLOCK]
+            old = read(base, older + place, len(part)) if older >= 0 else None
+            yield encode(old, part, Element.BITS_8), len(part), older + place
 
     def _put(self, coded: Coded, length: int, older: int) -> None:
         for stream, data in coded.parts.items():
@@ -163,10 +171,10 @@ class Writer:
         return Blocks(columns[0].astype(np.uint8), *columns[1:])
 
 
-def patched(new: bytes, old: bytes) -> bytes:
+def patched(new: bytes, old: bytes, level: int) -> bytes:
     """Return `new` as a zstd frame that refers to `old`."""
     held = zstandard.ZstdCompressionDict(old, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
-    chosen = settings(PATCH_LEVEL, len(new) + len(old), PATCH_WINDOW)
+    chosen = settings(level, len(new) + len(old), PATCH_WINDOW)
     return zstandard.ZstdCompressor(dict_data=held, compression_params=chosen).compress(new)
 
 

@@ -77,6 +77,11 @@ class Coded:
     gaps: int = 0
     rare: int = 0
 
+    @property
+    def size(self) -> int:
+        """Bytes that it will take, nearly."""
+        return -(-sum(map(cost, self.parts.values())) // 8)
+
 
 Take = Callable[[Stream, int], Bytes]
 
@@ -95,7 +100,7 @@ def encode(old: Bytes | None, new: Bytes, element: Element) -> Coded:
     else:
         choices = [sparse(old, new, Kind.SPARSE_8), Coded(Kind.DENSE_8, {Stream.DENSE_8: (new - old).tobytes()})]
     choices.append(Coded(Kind.LITERAL, {Stream.LITERAL: new.tobytes()}))
-    return min(choices, key=lambda coded: sum(map(cost, coded.parts.values())))
+    return min(choices, key=lambda coded: coded.size)
 
 
 def decode(kind: Kind, old: Bytes, gaps: int, rare: int, take: Take) -> Bytes:
