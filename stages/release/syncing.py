@@ -60,27 +60,28 @@ def serve(project: Project, uri: str) -> None:
 
 def opened(uri: str) -> Any:
     """Return a client of the registry; a database gets its tables. This is where seconds go."""
-    from mlflow.tracking import MlflowClient
+    with locking(uri) as lock:
+        from mlflow.tracking import MlflowClient
 
-    with alone(uri):
+        if lock is not None:  # two processes that make a database's tables at once break it
+            fcntl.flock(lock, fcntl.LOCK_EX)
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         client.search_registered_models(max_results=1)
     return client
 
 
 @contextlib.contextmanager
-def alone(uri: str) -> Iterator[None]:
-    """Keep other projects' processes from an SQLite file meanwhile: two that make its tables at once break it."""
+def locking(uri: str) -> Iterator[int | None]:
+    """Give what can be locked for an SQLite file, other projects' too: its folder. None for another kind of store."""
     found = SQLITE.match(uri)
     if not found:
-        yield
+        yield None
         return
     folder = Path(found[1]).parent
     folder.mkdir(parents=True, exist_ok=True)
     lock = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        yield lock
     finally:
         os.close(lock)
 

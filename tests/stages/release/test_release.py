@@ -8,6 +8,7 @@ import shutil
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -49,19 +50,33 @@ class Run:
         return str(error.value)
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A project in which nothing was built, and one with three versions for two devices."""
+    empty = make_project(tmp_path_factory.mktemp("empty"))
+    full = make_project(tmp_path_factory.mktemp("full"))
+    for version in ("1.0.0", "1.1.0", "1.2.0"):
+        released(full, version, "pixel-8", "iphone-15", seed=int(version[2]), weights=2000)
+    return empty, full
+
+
 @pytest.fixture
-def run(tmp_path, capsys, monkeypatch):
+def run(made, tmp_path, capsys, monkeypatch):
     """A project in which builds are made up, provenance too."""
     monkeypatch.setattr(command, "read_statement", statement_of)
-    return Run(make_project(tmp_path), capsys)
+    return Run(copied(made[0], tmp_path), capsys)
 
 
 @pytest.fixture
-def three(run):
+def three(made, tmp_path, capsys, monkeypatch):
     """Three versions for two devices."""
-    for version in ("1.0.0", "1.1.0", "1.2.0"):
-        released(run.project, version, "pixel-8", "iphone-15", seed=int(version[2]))
-    return run
+    monkeypatch.setattr(command, "read_statement", statement_of)
+    return Run(copied(made[1], tmp_path), capsys)
+
+
+def copied(project: Project, folder: Path) -> Project:
+    shutil.copytree(project.root, folder, dirs_exist_ok=True)
+    return Project(folder)
 
 
 def test_create_archives_signs_and_records_all_devices_of_the_last_build(run):
@@ -159,7 +174,7 @@ def test_a_version_is_released_once(three):
     build(three.project, "watch", "1.0.0", name="other")
     assert "release 1.0.0 is of the model demo, not other" in three.refused("create", "watch")
     three("retire", "1.1.0")
-    build(three.project, "pixel-8", "1.1.0", seed=1)
+    build(three.project, "pixel-8", "1.1.0", seed=1, weights=2000)
     assert "released and retired" in three.refused("create", "pixel-8")
 
 
