@@ -115,14 +115,24 @@ def again(verified: Verified, project: Project, options: argparse.Namespace) -> 
     """With --rebuild, build the bundle again; return what differs. Raises ConfigError where nobody says from what."""
     if not options.rebuild:
         return None
-    if verified.provenance is None:
+    statement = verified.provenance or noted(verified, project)
+    if statement is None:
         raise ConfigError(
             f"{options.bundle} has no provenance: what it was built from is not known",
             hint="have the file that ends in .provenance.json beside it",
         )
     from stages.release.rebuild import rebuild
 
-    return rebuild(verified.manifest, verified.provenance, project, options.source, options.set)
+    return rebuild(verified.manifest, statement, project, options.source, options.set)
+
+
+def noted(verified: Verified, project: Project) -> dict[str, Any] | None:
+    """Return what the build that made this bundle here has noted of it, which nobody has signed yet; or None."""
+    from pipelines.provenance import read_statement
+
+    statement = read_statement(project, verified.manifest.device)
+    made = statement["subject"][0]["digest"]["sha256"] if statement else None
+    return statement if made == verified.manifest.digest else None
 
 
 def document(verified: Verified, differences: list[str] | None) -> dict[str, Any]:
