@@ -7,16 +7,24 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import ConfigError, suggestion
 from pipelines.project import Project
 from stages.release.commands.parser import Parser
-from stages.release.experiment import SHARE_ALPHA, Rules, Verdict, judge
-from stages.release.outcomes import Tally, read_outcomes
 from stages.release.rollout import BUCKETS, size
 
+if TYPE_CHECKING:
+    from stages.release.experiment import Rules, Verdict
+    from stages.release.outcomes import Tally
+
 CHAMPION = "champion"
+DESCRIPTION = (
+    "Reads outcomes of two arms, JSON lines of counts or scores, and says what they decide: promote, where the "
+    "challenger is surely not worse by as much as --margin; rollback, where it is surely worse; check, where the arms' "
+    "sizes are not as shared out; else continue. Lines may be added and looked at as often as you like. Exit status 0 "
+    "whatever the decision, unless one is required."
+)
 DECISIONS = ("promote", "rollback", "continue", "check")
 WORDS = {"promote": "PROMOTE", "rollback": "ROLL BACK", "continue": "CONTINUE", "check": "CHECK"}
 
@@ -24,6 +32,9 @@ WORDS = {"promote": "PROMOTE", "rollback": "ROLL BACK", "continue": "CONTINUE", 
 def ab(arguments: list[str], project: Project) -> int:
     """say whether an experiment's outcomes promote the challenger: a test that may be looked at any time"""
     options = parse(arguments)
+    from stages.release.experiment import judge
+    from stages.release.outcomes import read_outcomes
+
     shares = shares_of(options)
     named = [name for name in (options.champion, options.challenger) if name]
     known = dict.fromkeys([*named, *(shares or ())]) if len(named) == 2 or shares else None
@@ -38,7 +49,7 @@ def ab(arguments: list[str], project: Project) -> int:
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = Parser("ab", "Reads outcomes of two arms, JSON lines of counts or scores, and says what they decide.")
+    parser = Parser("ab", DESCRIPTION)
     parser.add_argument(
         "files",
         metavar="FILE.jsonl",
@@ -113,6 +124,8 @@ def shares_in(path: Path) -> dict[str, float]:
 
 def rules_of(options: argparse.Namespace, arms: dict[str, Tally], shares: dict[str, float] | None) -> Rules:
     """Settle which arm is which. Raises ConfigError where that is open, or a share is not said."""
+    from stages.release.experiment import Rules
+
     names = sorted(arms)
     champion = options.champion or (CHAMPION if CHAMPION in names and options.challenger != CHAMPION else None)
     challenger = options.challenger or only([name for name in names if name != champion] if champion else [])
@@ -134,6 +147,8 @@ def only(names: list[str]) -> str | None:
 
 def lines(verdict: Verdict, rules: Rules) -> Iterator[str]:
     """Yield what was found, for the terminal."""
+    from stages.release.experiment import SHARE_ALPHA
+
     yield f"{WORDS[verdict.decision]}: {verdict.why}"
     width = max(map(len, verdict.arms))
     for name, arm in verdict.arms.items():

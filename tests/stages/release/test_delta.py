@@ -83,7 +83,7 @@ TENSORS = st.lists(
 
 
 @given(tensors=TENSORS, seed=st.integers(0, 99), tail=st.binary(max_size=9))
-@settings(max_examples=60)
+@settings(max_examples=40)
 def test_any_tensors_come_back(tensors, seed, tail):
     """Odd lengths, tensors that grew or went, tails."""
     rng = random.Random(seed)
@@ -250,7 +250,7 @@ def test_every_cut_and_every_flipped_byte_is_refused(sampled):
 
 
 @given(data=st.data())
-@settings(max_examples=150)
+@settings(max_examples=100)
 def test_no_bytes_do_harm(sampled, data):
     """Mutations, and tables that are sound zstd around wrong numbers."""
     old, new, delta = sampled
