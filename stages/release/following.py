@@ -54,7 +54,8 @@ class Progress:
 
 
 def progress_of(project: Project) -> Progress:
-    return Progress(**(read_sealed(kept_at(project)) or {}))
+    known = read_sealed(kept_at(project)) or {}
+    return Progress(**known) if set(known) == set(Progress.__dataclass_fields__) else Progress()
 
 
 def kept_at(project: Project) -> Path:

@@ -66,7 +66,7 @@ def change(action: str, options: argparse.Namespace, project: Project, tracking:
         print("\n".join(decision.lines))
         print(f"entry {entry.head}" if entry else "nothing to do, and nothing recorded")
     if why:
-        note(f"recorded; MLflow's registry lags behind, and the next release command brings it up. Why: {why}")
+        note(f"MLflow's registry lags behind the history, until the next release command brings it up. Why: {why}")
     return 0
 
 
