@@ -26,7 +26,7 @@ from stages.release.expiry import seconds
 from stages.release.overview import overview
 from stages.release.repository import open_repository, refresh
 from stages.release.rotation import Change, rotate
-from tests.stages.release.repositories import World, judge, make_world, released
+from tests.stages.release.repositories import Kept, World, judge, make_world, released
 
 REFUSALS = (RepositoryError, DownloadError)
 NEW = "1.1.0"
@@ -87,9 +87,15 @@ def _world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return world
 
 
+@pytest.fixture(scope="module")
+def _kept(_world: World) -> Kept:
+    return Kept(_world.folder)
+
+
 @pytest.fixture
-def world(_world: World, tmp_path: Path) -> World:
-    return _world.copy(tmp_path / "project")
+def world(_world: World, _kept: Kept) -> Iterator[World]:
+    yield _world
+    _kept.restore()
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from stages.release.expiry import seconds
 from stages.release.manifest import parse
 from stages.release.repository import alone
 from stages.release.signing import sign_bundle
-from tests.stages.release.repositories import World, judge, make_world, released, tree
+from tests.stages.release.repositories import Kept, World, judge, make_world, released, tree
 
 DEVICES = ("pixel-8", "iphone-15-pro")
 WEIGHTS = random.Random(1).randbytes(60_000)
@@ -44,9 +44,15 @@ def _world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return world
 
 
+@pytest.fixture(scope="module")
+def _kept(_world: World) -> Kept:
+    return Kept(_world.folder)
+
+
 @pytest.fixture
-def world(_world: World, tmp_path: Path) -> World:
-    return _world.copy(tmp_path / "project")
+def world(_world: World, _kept: Kept) -> Iterator[World]:
+    yield _world
+    _kept.restore()
 
 
 def promoted(world: World) -> World:

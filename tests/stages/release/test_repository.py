@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from stages.release.expiry import DAYS, seconds
 from stages.release.keys import load_public_key
 from stages.release.overview import overview
 from stages.release.repository import alone, commit, refresh
-from tests.stages.release.repositories import World, judge, make_world, tree
+from tests.stages.release.repositories import Kept, World, judge, make_world, tree
 
 
 @pytest.fixture(scope="module")
@@ -25,10 +26,16 @@ def _keys(tmp_path_factory: pytest.TempPathFactory) -> World:
     return make_world(tmp_path_factory.mktemp("world") / "project")
 
 
+@pytest.fixture(scope="module")
+def _bare(_keys: World) -> Kept:
+    return Kept(_keys.folder)
+
+
 @pytest.fixture
-def world(_keys: World, tmp_path: Path) -> World:
+def world(_keys: World, _bare: Kept) -> Iterator[World]:
     """Keys, and no repository yet."""
-    return _keys.copy(tmp_path / "project")
+    yield _keys
+    _bare.restore()
 
 
 @pytest.fixture
