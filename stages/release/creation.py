@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from tuf.api.metadata import Root, Targets
 
     from stages.release.keys import PublicKey, SigningKey
+
+
+ASIDE = ".metadata."
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,9 @@ def create(folder: Path, founding: Founding, now: datetime) -> Repository:
     timestamp = Metadata(Timestamp(1, snapshot_meta=meta_file(1, data), unrecognized_fields=issued))
     seal(timestamp, "timestamp", founding.keys, [root], root, now)
     files["timestamp.json"] = documents.written(timestamp, "timestamp")
-    aside = folder / f".metadata.{uuid.uuid4().hex}"  # renamed when it is whole: an init that was killed left nothing
+    for left in folder.glob(f"{ASIDE}*"):
+        shutil.rmtree(left)
+    aside = folder / f"{ASIDE}{uuid.uuid4().hex}"  # renamed when it is whole: one that was killed made no repository
     for name, data in files.items():
         write_file(aside / name, data)
     settle(aside)

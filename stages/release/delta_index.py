@@ -33,10 +33,14 @@ def index_path(device: str, version: str, source: str) -> str:
     return f"deltas/{device}/{version}/{source}.json"
 
 
-def indexed(targets: Iterable[str], device: str, version: str) -> list[str]:
-    """Return the bundles that a release has deltas from."""
-    head = index_path(device, version, "").removesuffix(".json")
-    return [path.removeprefix(head).removesuffix(".json") for path in targets if path.startswith(head)]
+def indexed(targets: Iterable[str]) -> dict[tuple[str, str], list[str]]:
+    """Return {(version, device): the bundles that the release has deltas from}."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for path in targets:
+        parts = path.split("/")
+        if parts[0] == "deltas" and len(parts) == 4:
+            found.setdefault((parts[2], parts[1]), []).append(parts[3].removesuffix(".json"))
+    return found
 
 
 def sources(target: str, there: Callable[[str], bool], *ranked: Sequence[str]) -> list[str]:

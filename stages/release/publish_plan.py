@@ -138,12 +138,13 @@ def unknown_paths(state: State, targets: Mapping[str, Any]) -> Iterator[str]:
 
     Deltas that lead away from a retired release stay.
     """
-    known = set()
+    indexes = delta_index.indexed(targets)
+    known: set[str] = set()
     for release in state.releases.values():
         found = targets.get(bundle_path(release.device, release.version))
         if not release.retired and found is not None and found.hashes.get("sha256") == release.bundle:
             known.update(target_paths(release.device, release.version))
-            sources = delta_index.indexed(targets, release.device, release.version)
+            sources = indexes.get((release.version, release.device), [])
             known.update(delta_index.index_path(release.device, release.version, source) for source in sources)
     yield from (path for path in targets if path not in known)
 
@@ -175,11 +176,11 @@ def plan_deltas(plan: Plan, repository: Repository, state: State) -> None:
     those that there are deltas from already, then the latest of the others.
     """
     targets, layout = repository.targets.signed.targets, repository.layout
-    published, now_serving = delta_index.known(targets), served(state)
+    published, indexes, now_serving = delta_index.known(targets), delta_index.indexed(targets), served(state)
     coming = {release.bundle for release in (*plan.releases, *plan.mend)}
     for release in now_serving:
         device = release.device
-        had = delta_index.indexed(targets, device, release.version)
+        had = indexes.get((release.version, device), [])
         whole = [each for each in had if delta_index.intact(layout, targets, device, release.version, each)]
         latest = [each for each in reversed(list(state.releases.values())) if each.device == device]
 
@@ -200,10 +201,9 @@ def plan_deltas(plan: Plan, repository: Repository, state: State) -> None:
     # the deltas to the champion before stay: a rollback in an emergency is published without the release key
     kept = {(each.version, each.device) for each in now_serving}
     kept |= {(channel.former[-1], channel.device) for channel in state.channels.values() if channel.former}
-    for release in state.releases.values():
-        if (release.version, release.device) not in kept and not release.retired:
-            had = delta_index.indexed(targets, release.device, release.version)
-            plan.dropped += [delta_index.index_path(release.device, release.version, each) for each in had]
+    for (version, device), had in indexes.items():
+        if (version, device) in state.releases.keys() - kept:
+            plan.dropped += [delta_index.index_path(device, version, each) for each in had]
 
 
 def named_until_now(repository: Repository, device: str) -> list[str]:

@@ -97,6 +97,16 @@ def test_life_is_written_down_once_and_can_be_another(world: World) -> None:
     assert days == {**kept, "timestamp": 3, "channel-stable": 30}
 
 
+def test_the_same_keys_at_the_same_moment_give_the_same_bytes(world: World) -> None:
+    moment = seconds()
+    found_at(world, moment)
+    first = tree(world.directory)
+    shutil.rmtree(world.directory)
+    (world.directory / ".metadata.0123").mkdir(parents=True)  # by one that was killed
+    found_at(world, moment)
+    assert tree(world.directory) == first
+
+
 @pytest.mark.parametrize(
     "words, expected",
     [
@@ -309,6 +319,7 @@ def test_status_warns_before_something_expires_and_fails_after(
 def found_at(world: World, moment: datetime, **days: int) -> None:
     """A repository without channels that was made at that moment."""
     root, release, online = world.keys("root-a", "release", "online")
+    world.directory.mkdir(exist_ok=True)
     create(world.directory, Founding([root.public], 1, release, online, {}, [root], days), moment)
 
 
