@@ -198,13 +198,13 @@ def parse_index(data: bytes, base: str, manifest: Manifest, old: Manifest, where
     """
     value = object_of(data, where)
     if value.get("delta_version") != 1:
-        raise VerificationError(f"{where}: delta_version is {value.get('delta_version')!r}, expected 1")
+        raise VerificationError(f"{where}: delta_version is {str(value.get('delta_version'))[:64]}, expected 1")
     if value.get("from") != base:
         raise VerificationError(
-            f"{where}: its deltas are for another base: from {value.get('from')!r}, and {base} is here"
+            f"{where}: its deltas are for another base: from {str(value.get('from'))[:64]}, and {base} is here"
         )
     if value.get("to") != manifest.digest:
-        raise VerificationError(f"{where}: its deltas lead to {value.get('to')!r}, expected {manifest.digest}")
+        raise VerificationError(f"{where}: its deltas lead to {str(value.get('to'))[:64]}, expected {manifest.digest}")
     if not isinstance(value.get("files"), list):
         raise VerificationError(f"{where}: it lists no files")
     wanted = {file.path: file for file in manifest.files}
@@ -224,10 +224,10 @@ def checked_entry(entry: Any, wanted: Mapping[str, File], had: Mapping[str, str]
     name = str(entry["path"])
     file = wanted.get(name)
     if file is None or (file.sha256, file.size) != (entry["to"], entry["size"]):
-        raise VerificationError(f"{where}: {name!r}: the delta makes another file than the new bundle has")
+        raise VerificationError(f"{where}: {name[:250]!r}: the delta makes another file than the new bundle has")
     if had.get(name) != entry["from"]:
-        raise VerificationError(f"{where}: {name!r}: the delta is for another base than the file that is here")
+        raise VerificationError(f"{where}: {name[:250]!r}: the delta is for another base than the file that is here")
     digest = entry["delta"]
     if len(digest) != 64 or not set(digest) <= set("0123456789abcdef") or entry["delta_size"] < 0:
-        raise VerificationError(f"{where}: {name!r}: the delta has no sha256, or no size")
+        raise VerificationError(f"{where}: {name[:250]!r}: the delta has no sha256, or no size")
     return file

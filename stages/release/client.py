@@ -190,8 +190,9 @@ class Update:
         current, offers = self.place.current(), channel.offers(identity)
         if current in channel.revoked:
             self.notes.append(f"what was in place ({self.place.read(current).version}) was revoked")
-        bad = kept_bad(self.place.remembered(), {offer.bundle for offer in offers})
-        self.place.remember(bad=bad)
+        bad = kept_bad(state := self.place.remembered(), {offer.bundle for offer in offers})
+        if bad != (state.get("bad") or {}):
+            self.place.remember(bad=bad)
         usable = [offer for offer in offers if offer.bundle not in channel.revoked and offer.bundle not in bad]
         for offer in offers:
             if offer.bundle in channel.revoked:

@@ -118,13 +118,15 @@ class Installation:
         return [file.path for file in manifest.files if not holds(self.path(digest) / file.path, file)]
 
     def remembered(self) -> dict[str, Any]:
-        """Return the state: id, confirmed, fallback, current (a copy of what the pointer says), bad: {digest: why}."""
+        """Return the state: id, confirmed, fallback, current (as the pointer has it, or will), bad: {digest: why}."""
         return self.state.read() or {}
 
     def remember(self, **changes: Any) -> dict[str, Any]:
         """Change the state. Raises StoreError."""
-        state = {**self.remembered(), **changes}
-        self.state.write(state)
+        before = self.remembered()
+        state = {**before, **changes}
+        if state != before:
+            self.state.write(state)
         return state
 
     def identity(self, given: str | None) -> str:
@@ -154,7 +156,7 @@ class Installation:
 
         Raises StoreError and OSError; the version before is then in place.
         """
-        self.remember(fallback=left)
+        self.remember(fallback=left, current=digest)
         aside = self.folder / f".current.{uuid.uuid4().hex}"
         if self.pointer.is_dir() and not self.pointer.is_symlink():
             shutil.rmtree(self.pointer)  # nothing of ours
@@ -165,7 +167,6 @@ class Installation:
         else:
             os.replace(aside, self.pointer)
         sync(self.folder)
-        self.remember(current=digest)
 
     def adopt(self, folder: Path, digest: str) -> Path:
         """Move a whole bundle from partial/ to versions/."""

@@ -10,7 +10,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,28 +30,28 @@ def self_test(folder: Path, seconds: float = SECONDS) -> str:
 
     Raises StageError where it does not work; UpdateError where the test was stopped from outside.
     """
-    with tempfile.TemporaryDirectory(prefix="tapeout-self-test-") as name:
-        result = Path(name, "result.json")
-        words = [sys.executable, "-m", __name__, str(folder.resolve()), str(result)]
-        process = subprocess.Popen(
-            words, env=environment(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    words = [sys.executable, "-m", __name__, str(folder.resolve())]
+    process = subprocess.Popen(
+        words, env=environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    try:
+        result, _ = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired as cause:
+        raise StageError(f"it gave no answer in {seconds:g} s") from cause
+    finally:
+        process.kill()
+        process.wait()
+    status = process.returncode
+    if status in FROM_OUTSIDE:
+        raise UpdateError(
+            f"{folder}: its self-test was stopped by signal {-status}",
+            hint="signal 9 is what a system short of memory sends; what is in place stays, run it again",
         )
-        try:
-            status = process.wait(seconds)
-        except subprocess.TimeoutExpired as cause:
-            raise StageError(f"it gave no answer in {seconds:g} s") from cause
-        finally:
-            process.kill()
-            process.wait()
-        if not result.is_file():
-            if status in FROM_OUTSIDE:
-                raise UpdateError(
-                    f"{folder}: its self-test was stopped by signal {-status}",
-                    hint="signal 9 is what a system short of memory sends; what is in place stays, run it again",
-                )
-            how = f"signal {-status}" if status < 0 else f"exit status {status}"
-            raise StageError(f"the process that ran it ended with {how}")
-        said: dict[str, str] = json.loads(result.read_text(encoding="utf-8"))
+    if status:
+        raise StageError(
+            f"the process that ran it ended with {f'signal {-status}' if status < 0 else f'exit status {status}'}"
+        )
+    said: dict[str, str] = json.loads(result)
     if "error" in said:
         raise StageError(said["error"])
     return said["note"]
@@ -66,8 +65,10 @@ def environment() -> dict[str, str]:
     return {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": path}
 
 
-def main(folder: Path, result: Path) -> None:
-    """Test in this process; write {"note"} or {"error"} to `result`."""
+def main(folder: Path) -> None:
+    """Test in this process; print {"note"} or {"error"}, and nothing else, whatever a runtime prints."""
+    out = os.dup(1)
+    os.dup2(2, 1)
     try:
         said = {"note": tested(folder)}
     except (ImportError, LoweringError) as cause:  # a runtime that is not installed; files for another processor
@@ -76,9 +77,7 @@ def main(folder: Path, result: Path) -> None:
         said = {"error": error.message}
     except Exception as cause:  # files may make a runtime fail in any way
         said = {"error": f"{type(cause).__name__}: {' '.join(str(cause).split())[:500]}"}
-    aside = result.with_suffix(".new")
-    aside.write_text(json.dumps(said), encoding="utf-8")
-    os.replace(aside, result)
+    os.write(out, json.dumps(said).encode())
 
 
 def tested(folder: Path) -> str:
@@ -137,4 +136,4 @@ def answered(folder: Path, manifest: Manifest, session: LanguageSession, questio
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]))

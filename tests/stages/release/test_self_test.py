@@ -27,16 +27,19 @@ def changed(bundle: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(bundle, tmp_path / "bundle"))
 
 
+@pytest.mark.slow
 def test_right_answers_pass(bundle: Path) -> None:
     assert self_test(bundle) == ""
 
 
+@pytest.mark.slow
 def test_a_wrong_answer_fails(changed: Path) -> None:
     asks(changed, "something else")
     with pytest.raises(StageError, match=r"asked 'what\?' it answers .*; 'something else' was expected"):
         self_test(changed)
 
 
+@pytest.mark.slow
 def test_without_questions_the_files_are_opened(changed: Path) -> None:
     asks(changed)
     assert "no questions" in self_test(changed)
@@ -64,6 +67,7 @@ def test_a_process_that_ends(way: str, changed: Path, tmp_path: Path, monkeypatc
         self_test(changed)
 
 
+@pytest.mark.slow
 def test_another_processor_cannot_tell(changed: Path) -> None:
     model = json.loads((changed / "model.json").read_text()) | {"prepacked_for": "riscv64"}
     (changed / "model.json").write_text(json.dumps(model))
