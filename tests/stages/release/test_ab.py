@@ -203,6 +203,11 @@ def test_the_interval_is_the_same_from_the_other_side():
     assert rate_difference((5, 5), (0, 5), ALPHA)[1] == pytest.approx(1.0)
 
 
+def test_the_exact_interval_is_18_percent_wider_than_the_asymptotic_one():
+    low, high = rate_difference((10_000, 10_000), (8700, 8700), ALPHA)
+    assert (high - low) / 2 / mean_radius(2 * 0.87 * 0.13 / 10_000, 20_000, ALPHA) == pytest.approx(1.18, abs=0.01)
+
+
 def test_groups_tell_the_error_of_a_mean_of_installations():
     """Against the spread of the mean over 300 drawn experiments, each with installations of 1 to 9 answers."""
     rng = np.random.default_rng(5)
