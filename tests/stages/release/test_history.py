@@ -10,12 +10,14 @@ import time
 from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipelines.errors import ConfigError, StoreError, VerificationError
 from stages.release import history as history_module
 from stages.release.dsse import sign_envelope
 from stages.release.entry import FIRST, PAYLOAD_TYPE, Entry
-from stages.release.history import History, check_expected
+from stages.release.history import History, check_expected, read
 from stages.release.keys import load_signing_key, new_key
 
 NEW = {"name": "demo", "version": "1.0.0", "devices": ("pixel-8",)}
@@ -149,6 +151,30 @@ def test_every_byte_counts(history, keys):
         history.path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
         with pytest.raises(VerificationError):
             history.entries(trusted(keys))
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory, keys):
+    """The bytes of five entries."""
+    history = History(tmp_path_factory.mktemp("sound") / "history.jsonl")
+    for _ in range(5):
+        append(history, keys)
+    return history.path.read_bytes()
+
+
+@settings(max_examples=300)
+@given(st.data())
+def test_whatever_becomes_of_the_file_nothing_but_what_was_signed_is_read(sound, keys, data):
+    place = data.draw(st.integers(0, len(sound)))
+    gone, put = data.draw(st.integers(0, 400)), data.draw(st.binary(max_size=40))
+    damaged = sound[:place] + put + sound[place + gone :]
+    good = read(sound, trusted(keys), "history").entries
+    try:
+        found = read(damaged, trusted(keys), "history").entries
+    except VerificationError:
+        return
+    assert found == good[: len(found)]  # its end is gone, and no more
+    assert damaged == sound or place + gone >= len(sound) - 1
 
 
 def test_a_cut_end_is_seen_by_who_has_kept_the_head(history, keys):
