@@ -50,7 +50,7 @@ def parse(action: str, arguments: list[str]) -> argparse.Namespace:
 
 def parser_of(action: str) -> Parser:
     """Return what takes an action's arguments."""
-    parser = Parser(f"repository {action}", ACTIONS[action])
+    parser = Parser(f"repository {action}", f"{ACTIONS[action][0].upper()}{ACTIONS[action][1:]}.")
     parser.add_argument("directory", metavar="DIR", type=Path, help="the update repository: static files")
     key: dict[str, Any] = {"metavar": "FILE", "type": Path, "nargs": "+", "action": "extend", "default": []}
     if action == "init":
