@@ -21,6 +21,7 @@ from typing import Any
 import pipelines
 from pipelines import compared_metrics, figures
 from pipelines.config import Config
+from pipelines.database import making_tables
 from pipelines.display import Display
 from pipelines.files import storing
 from pipelines.history import history_of
@@ -111,8 +112,9 @@ def main() -> None:
     os.nice(10)
     import mlflow
 
-    mlflow.set_tracking_uri(sys.argv[1])
-    mlflow.set_experiment(sys.argv[2])
+    with making_tables(sys.argv[1]):
+        mlflow.set_tracking_uri(sys.argv[1])
+        mlflow.set_experiment(sys.argv[2])
     for name in sys.stdin.read().split("\n"):
         path = Path(name)
         if name and path.is_file():

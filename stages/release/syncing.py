@@ -5,17 +5,15 @@ One at a time: it has inherited a lock from the command that started it. See sta
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from pipelines.database import making_tables
 from pipelines.errors import TapeoutError
 from pipelines.project import Project
 from pipelines.sealed import write_sealed
@@ -29,7 +27,6 @@ from stages.release.state import state_of
 LINGER = 3.0  # s for which it waits for a further entry
 TRIES = 8  # at a database that others have locked, or make at this moment
 BUSY = re.compile(r"database is locked|already exists|UNIQUE constraint")
-SQLITE = re.compile(r"sqlite(?:\+\w+)?:///([^?]+)")
 SECRET = re.compile(r"//[^/@]*@")
 LENGTH = 300  # characters of a reason
 
@@ -60,30 +57,12 @@ def serve(project: Project, uri: str) -> None:
 
 def opened(uri: str) -> Any:
     """Return a client of the registry; a database gets its tables. This is where seconds go."""
-    with locking(uri) as lock:
-        from mlflow.tracking import MlflowClient
+    from mlflow.tracking import MlflowClient
 
-        if lock is not None:  # two processes that make a database's tables at once break it
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    with making_tables(uri):
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         client.search_registered_models(max_results=1)
     return client
-
-
-@contextlib.contextmanager
-def locking(uri: str) -> Iterator[int | None]:
-    """Give what can be locked for an SQLite file, other projects' too: its folder. None for another kind of store."""
-    found = SQLITE.match(uri)
-    if not found:
-        yield None
-        return
-    folder = Path(found[1]).parent
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = os.open(folder, os.O_RDONLY)
-    try:
-        yield lock
-    finally:
-        os.close(lock)
 
 
 def sync(project: Project, uri: str, client: Any) -> None:
