@@ -198,13 +198,13 @@ def parse_index(data: bytes, base: str, manifest: Manifest, old: Manifest, where
     """
     value = object_of(data, where)
     if value.get("delta_version") != 1:
-        raise VerificationError(f"{where}: delta_version is {str(value.get('delta_version'))[:64]}, expected 1")
+        raise VerificationError(f"{where}: delta_version is {repr(value.get('delta_version'))[:66]}, expected 1")
     if value.get("from") != base:
         raise VerificationError(
-            f"{where}: its deltas are for another base: from {str(value.get('from'))[:64]}, and {base} is here"
+            f"{where}: its deltas are for another base: from {repr(value.get('from'))[:66]}, and {base} is here"
         )
     if value.get("to") != manifest.digest:
-        raise VerificationError(f"{where}: its deltas lead to {str(value.get('to'))[:64]}, expected {manifest.digest}")
+        raise VerificationError(f"{where}: its deltas lead to {repr(value.get('to'))[:66]}, expected {manifest.digest}")
     if not isinstance(value.get("files"), list):
         raise VerificationError(f"{where}: it lists no files")
     wanted = {file.path: file for file in manifest.files}

@@ -241,7 +241,8 @@ class Update:
             return self.done("back", left)
         what = "; ".join(self.notes) or f"channel '{self.client.channel}' has no release for it yet"
         raise UpdateError(
-            f"{self.client.device} on {self.client.channel}: there is nothing to install: {what}", hint=NEXT
+            f"{self.client.device} on {self.client.channel}: there is nothing to install: {what}",
+            hint="whoever publishes can name another release for the channel",
         )
 
     def take(self, metadata: Metadata, offer: Offer, channel: ChannelDocument) -> Updated:
@@ -355,6 +356,7 @@ class Update:
             raise  # it could not be run
         except Exception as cause:  # the app's own test may raise anything
             why = cause.message if isinstance(cause, TapeoutError) else f"{type(cause).__name__}: {cause}"
+            why = why.replace(f"{folder}/", "")  # where it lies now says nothing later
             bad = {**(self.place.remembered().get("bad") or {}), offer.bundle: f"its self-test failed here: {why}"}
             self.place.remember(bad=bad)
             shutil.rmtree(folder, ignore_errors=True)

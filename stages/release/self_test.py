@@ -18,6 +18,7 @@ from pipelines.errors import LoweringError, StageError, TapeoutError, UpdateErro
 from stages.release.manifest import NAME, Manifest, object_of
 
 if TYPE_CHECKING:
+    from stages.artifacts import DeviceModel
     from stages.runtimes.session import LanguageSession
 
 SECONDS = 120.0
@@ -82,12 +83,11 @@ def main(folder: Path) -> None:
 
 def tested(folder: Path) -> str:
     """Ask the bundle's questions; where it has none, open its files. Raises StageError for a wrong answer."""
-    from stages.artifacts import DeviceModel
     from stages.runtimes.opening import open_graph, open_session
 
     data = (folder / NAME).read_bytes()
     manifest = Manifest(data, object_of(data, NAME))  # it was held against its schema before
-    model = DeviceModel(folder)
+    model = described(folder, manifest.value["model"])
     if "decoder" not in manifest.value["model"]["files"]:
         open_graph(model)
         return ""
@@ -107,6 +107,17 @@ def tested(folder: Path) -> str:
         generate(session, [0], blank, end_id=-1, max_new_tokens=1)
         return "the bundle has no questions for a self-test: its decoder was run, and that is all"
     return ""
+
+
+def described(folder: Path, description: dict[str, Any]) -> DeviceModel:
+    """Return the model in a bundle's folder, as its manifest describes it."""
+    from stages.artifacts import DeviceModel
+
+    class Described(DeviceModel):
+        def description(self) -> dict[str, Any]:
+            return dict(description)
+
+    return Described(folder)
 
 
 def answered(folder: Path, manifest: Manifest, session: LanguageSession, question: dict[str, Any]) -> str:

@@ -70,7 +70,7 @@ def test_a_process_that_ends(way: str, changed: Path, tmp_path: Path, monkeypatc
 @pytest.mark.slow
 def test_another_processor_cannot_tell(changed: Path) -> None:
     model = json.loads((changed / "model.json").read_text()) | {"prepacked_for": "riscv64"}
-    (changed / "model.json").write_text(json.dumps(model))
+    (changed / "model.json").write_text(json.dumps(model))  # from there it comes into the manifest
     asks(changed, "something else")
     assert "not tested here: prepacked weights fit one kind of processor" in self_test(changed)
 
