@@ -179,7 +179,7 @@ class Installation:
     def heal(self) -> None:
         """Remove what killed clients have left beside places, and have `current` lead to a version that is here."""
         for path in self.folder.glob(".*"):
-            if ASIDE.fullmatch(path.name) and not path.is_dir():
+            if ASIDE.fullmatch(path.name) and (path.is_symlink() or not path.is_dir()):
                 path.unlink(missing_ok=True)
         current = self.current()
         if current is not None and self.pointed() != current:

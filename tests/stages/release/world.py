@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from pipelines.errors import UpdateError, VerificationError
 from stages.release.client import Client, Updated
 from stages.release.downloading import Patience
 from stages.release.manifest import Manifest, read
@@ -15,6 +19,7 @@ from tests.stages.release.shelf import DEVICE, Shelf
 
 QUICK = Patience(timeout=2.0, attempts=3, pause=0.01)
 OLD, NEW = "1.0.0", "1.1.0"
+Refused = UpdateError | VerificationError
 
 
 class World:
@@ -72,3 +77,26 @@ def whole(folder: Path | None) -> Manifest:
     for file in manifest.files:
         assert hashlib.sha256((folder / file.path).read_bytes()).hexdigest() == file.sha256, file.path
     return manifest
+
+
+def refuses(world: World, error: type[Refused], *words: str, in_place: str = OLD, **options: Any) -> Any:
+    """An update fails with these words, and leaves a whole version in place."""
+    with pytest.raises(error) as caught:
+        world.client(**options).update()
+    for word in words:
+        assert word in str(caught.value), str(caught.value)
+    assert whole(world.client().current()).version == in_place
+    return caught.value
+
+
+def recovers(world: World, version: str = NEW) -> None:
+    world.server.faults = []
+    assert world.update().version == version
+    assert world.update().status == "unchanged"
+    assert not list((world.path / "device").glob("partial/*"))
+
+
+def few(cases: Iterable[str], *fast: str) -> list[Any]:
+    """All cases, of which only those named run in the fast tests."""
+    assert set(fast) <= set(cases)
+    return [case if case in fast else pytest.param(case, marks=pytest.mark.slow) for case in cases]
