@@ -54,7 +54,7 @@ BLOBS: dict[str, tuple[Callable[[bytes], Fault], type[Refused], str]] = {
 }
 
 
-LIES = ("not there", "the server fails", "other bytes", "too short a file", "too long a file", "cut again and again")
+LIES = ("not there", "other bytes", "too short a file", "too long a file", "cut again and again")
 
 
 @pytest.mark.parametrize("case", few(BLOBS, *LIES))
@@ -150,7 +150,7 @@ DAMAGED_METADATA: dict[str, Callable[[Path], object]] = {
 }
 
 
-@pytest.mark.parametrize("case", few(DAMAGED_METADATA, "the folder is gone", "the folder is a file"))
+@pytest.mark.parametrize("case", few(DAMAGED_METADATA, "the folder is a file"))
 def test_damaged_metadata_is_dropped_without_loss_of_protection(case: str, world: World) -> None:
     old = world.shelf.copy(world.path / "old")
     world.offer(NEW)
@@ -163,17 +163,18 @@ def test_damaged_metadata_is_dropped_without_loss_of_protection(case: str, world
     assert world.update().status == "unchanged"
 
 
-@pytest.mark.parametrize(
-    ("copies", "damage"),
-    [
-        (("trust.json",), b""),
-        (("trust.json",), None),
-        (("trust.copy.json",), b"{}"),
-        (("trust.json", "trust.copy.json"), b"{}"),
-        (("trust.json", "trust.copy.json"), None),
-    ],
-)
-def test_what_protects_from_rollback_is_kept_twice(copies: tuple[str, ...], damage: Any, world: World) -> None:
+LOST: dict[str, tuple[tuple[str, ...], bytes | None]] = {
+    "the first copy is empty": (("trust.json",), b""),
+    "the first copy is gone": (("trust.json",), None),
+    "the second copy is another file": (("trust.copy.json",), b"{}"),
+    "both are other files": (("trust.json", "trust.copy.json"), b"{}"),
+    "both are gone": (("trust.json", "trust.copy.json"), None),
+}
+
+
+@pytest.mark.parametrize("case", few(LOST, "the first copy is empty", "both are gone"))
+def test_what_protects_from_rollback_is_kept_twice(case: str, world: World) -> None:
+    copies, damage = LOST[case]
     old = world.shelf.copy(world.path / "old")
     world.offer(NEW)
     world.update()
@@ -216,7 +217,7 @@ def test_a_clock_set_back_revives_nothing(updated: World) -> None:
     recovers(updated)
 
 
-ROLES_BELOW = ["snapshot", pytest.param("targets", marks=pytest.mark.slow), "channel-stable"]
+ROLES_BELOW = few(["snapshot", "targets", "channel-stable"], "channel-stable")
 
 
 @pytest.mark.parametrize("role", ROLES_BELOW)
@@ -227,7 +228,7 @@ def test_every_role_expires(role: str, updated: World) -> None:
     recovers(updated)
 
 
-@pytest.mark.parametrize("issued", ["2999-01-01T00:00:00Z", 7, "soon", None])
+@pytest.mark.parametrize("issued", few(["2999-01-01T00:00:00Z", 7, "soon", None], "2999-01-01T00:00:00Z"))
 def test_an_odd_time_of_issue_bounds_nothing(issued: Any, updated: World) -> None:
     updated.shelf.commit(issued=issued)
     assert updated.update().version == NEW
@@ -243,7 +244,7 @@ def test_parts_of_two_releases_do_not_mix(role: str, updated: World) -> None:
     recovers(updated)
 
 
-@pytest.mark.parametrize("role", ["timestamp", "snapshot", "targets", "stable"])
+@pytest.mark.parametrize("role", few(["timestamp", "snapshot", "targets", "stable"], "timestamp", "stable"))
 def test_another_key_signs_nothing(role: str, updated: World) -> None:
     keys = updated.shelf.keys
     keys[role], right = keys["root"], keys[role]
@@ -348,7 +349,7 @@ def mutations(world: World, seeds: range) -> None:
 
 
 def test_no_mutation_ends_in_a_traceback(world: World) -> None:
-    mutations(world, range(14))
+    mutations(world, range(10))
     recovers(world)
 
 

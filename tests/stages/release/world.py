@@ -96,7 +96,7 @@ def recovers(world: World, version: str = NEW) -> None:
     assert not list((world.path / "device").glob("partial/*"))
 
 
-def few(cases: Iterable[str], *fast: str) -> list[Any]:
+def few(cases: Iterable[Any], *fast: Any) -> list[Any]:
     """All cases, of which only those named run in the fast tests."""
     assert set(fast) <= set(cases)
     return [case if case in fast else pytest.param(case, marks=pytest.mark.slow) for case in cases]
