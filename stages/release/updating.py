@@ -65,6 +65,7 @@ class Update:
         self.notes += metadata.notes
         channel = self.channel(metadata)
         current, offers = self.place.current(), channel.offers(identity)
+        self.place.discard(*((set(self.place.present()) & channel.revoked) - {current}))  # never to be gone back to
         if current in channel.revoked:
             self.notes.append(f"what was in place ({self.place.read(current).version}) was revoked")
         bad = kept_bad(state := self.place.remembered(), {offer.bundle for offer in offers})

@@ -272,6 +272,17 @@ def test_a_revoked_bundle_in_place_is_left(world: World) -> None:
     assert world.client().status()["fallback"] is None  # what was revoked is nothing to go back to
 
 
+def test_a_revoked_bundle_is_not_gone_back_to(world: World) -> None:
+    for version in (OLD, NEW):
+        world.offer(version)
+        world.update()
+    world.offer(NEW, revoked=[world.manifests[OLD]])
+    assert world.update().status == "unchanged"
+    with pytest.raises(UpdateError, match="no last good version"):
+        world.client().go_back()
+    assert [path.name for path in (world.path / "device/versions").iterdir()] == [world.manifests[NEW].digest]
+
+
 def test_a_revoked_bundle_stays_where_nothing_else_is(world: World) -> None:
     world.update()
     world.offer(OLD, revoked=[world.manifests[OLD]])
