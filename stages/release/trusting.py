@@ -138,8 +138,10 @@ def check_versions(known: dict[str, Any], updater: Checked, source: Source) -> N
 
 
 def remember(memory: Twice, known: dict[str, Any], anchor: bytes, updater: Checked) -> None:
-    """Keep what protects from rollback: the newest that was ever seen."""
+    """Keep what protects from rollback: the newest that was ever seen. An older root than that has no say in it."""
     before, seen = dict(known.get("versions") or {}), versions(updater)
+    if seen["root"] < before.get("root", 0):
+        return
     kept = {}
     for role in before | seen:
         keys = "timestamp" if role == "timestamp" else "snapshot"

@@ -269,6 +269,22 @@ def test_keys_are_rotated(updated: World) -> None:
     assert updated.update().status == "unchanged" and updated.update().notes == ()
 
 
+def test_an_old_root_takes_no_protection_away(world: World) -> None:
+    """Somebody who holds back the rotation of a key, from a client whose metadata is lost, gains nothing by it."""
+    first = world.shelf.copy(world.path / "first")
+    world.shelf.rotate("timestamp")
+    world.shelf.commit()
+    second = world.shelf.copy(world.path / "second")
+    world.offer(NEW)
+    world.update()
+    for old in (first, second):
+        shutil.rmtree(world.path / "device/metadata")
+        world.server.folder = old
+        refuses(world, VerificationError, "it was rolled back", in_place=NEW)
+    world.server.folder = world.shelf.folder
+    assert world.update().status == "unchanged"
+
+
 def test_a_root_that_its_predecessor_did_not_sign(updated: World) -> None:
     rogue = updated.shelf.copy(updated.path / "rogue")
     (rogue / "metadata/2.root.json").write_bytes(World(updated.path / "other").shelf.first_root())
