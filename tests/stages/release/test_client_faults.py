@@ -270,9 +270,10 @@ def test_keys_are_rotated(updated: World) -> None:
 
 
 def test_an_old_root_takes_no_protection_away(world: World) -> None:
-    """Somebody who holds back the rotation of a key, from a client whose metadata is lost, gains nothing by it."""
+    """Somebody who holds back a rotation of keys, from a client whose metadata is lost, gains nothing by it."""
     first = world.shelf.copy(world.path / "first")
-    world.shelf.rotate("timestamp")
+    for role in ("timestamp", "snapshot"):
+        world.shelf.rotate(role)
     world.shelf.commit()
     second = world.shelf.copy(world.path / "second")
     world.offer(NEW)
