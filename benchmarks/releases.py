@@ -29,8 +29,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from pipelines.project import Project  # noqa: E402
-from stages.release.following import progress_of  # noqa: E402
-from stages.release.registry import wanted  # noqa: E402
+from stages.release.history.following import progress_of  # noqa: E402
+from stages.release.history.registry import wanted  # noqa: E402
 from tests.stages.release.projects import entries_of, make_project, released, state  # noqa: E402
 
 VERSIONS = ("1.0.0", "1.1.0", "1.2.0", "1.3.0", "2.0.0")

@@ -16,10 +16,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from stages.release.archive import pack
-from stages.release.keys import new_key
+from stages.release.bundles.archive import pack
 from stages.release.manifest import Manifest, write_manifest
-from stages.release.signing import sign_bundle
+from stages.release.signing.keys import new_key
+from stages.release.signing.signing import sign_bundle
 
 SMALL = {"encoder.onnx": 200_000, "decoder.onnx": 400_000, "tokenizer.json": 3_000_000, "sbom.cdx.json": 100_000}
 TEXT = {"MODEL_CARD.md": 5_000}

@@ -38,10 +38,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from pipelines.errors import TapeoutError  # noqa: E402
-from stages.release.client import Client  # noqa: E402
-from stages.release.clock import utc_now  # noqa: E402
+from stages.release.client.client import Client  # noqa: E402
+from stages.release.client.clock import utc_now  # noqa: E402
+from stages.release.client.downloading import Patience  # noqa: E402
 from stages.release.commands.repository import repository as init_repository  # noqa: E402
-from stages.release.downloading import Patience  # noqa: E402
 from tests.stages.release.projects import released  # noqa: E402
 from tests.stages.release.repositories import World, make_world  # noqa: E402
 from tests.stages.release.runnable import contents, write_runnable  # noqa: E402

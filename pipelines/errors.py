@@ -9,6 +9,7 @@
     │   └── WorkerError          the process that ran a stage was killed
     ├── GateError                a validated metric is out of its bounds
     ├── VerificationError        a bundle, a signature or update metadata is not what it claims to be; it is not used
+    ├── ReleaseError             a release or a promotion that contradicts what has been decided before
     ├── UpdateError              an update could not be had; what is in place stays
     └── StoreError               the store or the workspace cannot be read or written, or an object is damaged
         └── UnwritableError      the disk is full or must not be written: the whole build ends
@@ -70,6 +71,10 @@ class GateError(TapeoutError):
 
 class VerificationError(TapeoutError):
     """A bundle, a signature, a provenance, a history or update metadata is not what it claims to be. It is not used."""
+
+
+class ReleaseError(TapeoutError):
+    """What was asked for is refused: it contradicts what is released, or what has been decided before."""
 
 
 class UpdateError(TapeoutError):

@@ -9,10 +9,10 @@ from pipelines.workspace import Workspace
 from stages.artifacts import Bundle, DeviceModel, Evaluation, QuantizedModel, Validation
 from stages.devices.risks import risks_of
 from stages.quantizers.choices import weight_format
-from stages.release.bill import BILL, bill_of_materials
-from stages.release.card import CARD, model_card
-from stages.release.libraries import tools
-from stages.release.licences import LICENCES, WEIGHTS, licences
+from stages.release.bundles.bill import BILL, bill_of_materials
+from stages.release.bundles.card import CARD, model_card
+from stages.release.bundles.libraries import tools
+from stages.release.bundles.licences import LICENCES, WEIGHTS, licences
 from stages.release.manifest import files_of, write_manifest
 from stages.schema import DeviceProfile, PackageConfig
 

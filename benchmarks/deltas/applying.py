@@ -87,7 +87,7 @@ def write(path: Path, gigabytes: float, tuned: bool) -> None:
 
 def child(action: str, arguments: list[str]) -> dict[str, float]:
     """Do it, and tell CPU and wall seconds without imports, and the peak of memory in MiB."""
-    from stages.release.delta import apply_delta, make_delta
+    from stages.release.deltas.delta import apply_delta, make_delta
 
     paths = [Path(each) for each in arguments[:3]]
     wall, cpu = time.monotonic(), time.process_time()

@@ -67,7 +67,7 @@ def regrouped(releases: Releases, rate: float) -> list[Figure]:
 
 def update(old: Path, new: Path) -> list[Sent]:
     """What is sent for each file that changed. Each delta is applied, and what comes of it compared."""
-    from stages.release.delta import apply_delta, make_delta
+    from stages.release.deltas.delta import apply_delta, make_delta
     from stages.release.manifest import sha256_of
 
     found = []

@@ -7,8 +7,8 @@ from typing import Any
 
 from pipelines.errors import ConfigError
 from stages.artifacts import DeviceModel
-from stages.release.contents import check_contents
-from stages.release.folder import opened_folder
+from stages.release.bundles.contents import check_contents
+from stages.release.bundles.folder import opened_folder
 from stages.release.manifest import Manifest, lies_inside
 
 HINT = "a bundle is what a build leaves at artifacts/DEVICE"

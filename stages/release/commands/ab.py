@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from pipelines.errors import ConfigError, suggestion
 from pipelines.project import Project
 from stages.release.commands.parser import Parser
-from stages.release.rollout import BUCKETS, size
+from stages.release.history.rollout import BUCKETS, size
 
 if TYPE_CHECKING:
-    from stages.release.experiment import Rules, Verdict
-    from stages.release.outcomes import Tally
+    from stages.release.experiments.experiment import Rules, Verdict
+    from stages.release.experiments.outcomes import Tally
 
 CHAMPION = "champion"
 DESCRIPTION = (
@@ -32,8 +32,8 @@ WORDS = {"promote": "PROMOTE", "rollback": "ROLL BACK", "continue": "CONTINUE", 
 def ab(arguments: list[str], project: Project) -> int:
     """say whether an experiment's outcomes promote the challenger: a test that may be looked at any time"""
     options = parse(arguments)
-    from stages.release.experiment import judge
-    from stages.release.outcomes import read_outcomes
+    from stages.release.experiments.experiment import judge
+    from stages.release.experiments.outcomes import read_outcomes
 
     shares = shares_of(options)
     named = [name for name in (options.champion, options.challenger) if name]
@@ -124,7 +124,7 @@ def shares_in(path: Path) -> dict[str, float]:
 
 def rules_of(options: argparse.Namespace, arms: dict[str, Tally], shares: dict[str, float] | None) -> Rules:
     """Settle which arm is which. Raises ConfigError where that is open, or a share is not said."""
-    from stages.release.experiment import Rules
+    from stages.release.experiments.experiment import Rules
 
     names = sorted(arms)
     champion = options.champion or (CHAMPION if CHAMPION in names and options.challenger != CHAMPION else None)
@@ -147,7 +147,7 @@ def only(names: list[str]) -> str | None:
 
 def lines(verdict: Verdict, rules: Rules) -> Iterator[str]:
     """Yield what was found, for the terminal."""
-    from stages.release.experiment import SHARE_ALPHA
+    from stages.release.experiments.experiment import SHARE_ALPHA
 
     yield f"{WORDS[verdict.decision]}: {verdict.why}"
     width = max(map(len, verdict.arms))

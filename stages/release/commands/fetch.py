@@ -14,7 +14,7 @@ from pipelines.project import Project
 from stages.release.commands.parser import Parser
 
 if TYPE_CHECKING:
-    from stages.release.client import Client, Updated
+    from stages.release.client.client import Client, Updated
 
 STATUS = {
     "new": "is in place now",
@@ -29,8 +29,8 @@ MIB = 1 << 20
 def fetch(arguments: list[str], project: Project) -> int:
     """get what a channel of an update repository has for a device, verified, into a folder"""
     options = parse(arguments)
-    from stages.release.client import Client
-    from stages.release.self_test import self_test
+    from stages.release.client.client import Client
+    from stages.release.client.self_test import self_test
 
     client = Client(
         Path(options.to),

@@ -30,7 +30,7 @@ def key(arguments: list[str], project: Project) -> int:
 
 
 def new(arguments: list[str]) -> int:
-    from stages.release.keys import PASSPHRASE, check_new, new_key, public_path
+    from stages.release.signing.keys import PASSPHRASE, check_new, new_key, public_path
 
     parser = Parser("key new", "Makes a pair of keys. The private one is encrypted, and only you may read it.")
     parser.add_argument("file", metavar="FILE", type=Path, help="of the private key; FILE.pub is the public one")
@@ -79,7 +79,7 @@ def chosen_passphrase(path: Path, variable: str) -> str:
 
 
 def show(arguments: list[str]) -> int:
-    from stages.release.keys import KINDS, load_public_key
+    from stages.release.signing.keys import KINDS, load_public_key
 
     parser = Parser("key show", "Says what a public key is.")
     parser.add_argument("file", metavar="FILE.pub", type=Path)
@@ -92,7 +92,7 @@ def show(arguments: list[str]) -> int:
 
 
 def passphrase(arguments: list[str]) -> int:
-    from stages.release.keys import load_signing_key, private_pem
+    from stages.release.signing.keys import load_signing_key, private_pem
 
     parser = Parser("key passphrase", "Encrypts a private key anew.")
     parser.add_argument("file", metavar="FILE", type=Path)

@@ -14,7 +14,7 @@ from stages.release.commands.parser import Parser
 def pack(arguments: list[str], project: Project) -> int:
     """write BUNDLES as archives, the same bytes anywhere; 'tapeout release create' does this, and signs and records"""
     options = parse(arguments)
-    from stages.release.archive import pack as write
+    from stages.release.bundles.archive import pack as write
     from stages.release.layout import ARCHIVE
     from stages.release.manifest import read
 

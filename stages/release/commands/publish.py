@@ -11,17 +11,17 @@ from pipelines.project import Project
 from stages.release.commands.parser import Parser
 
 if TYPE_CHECKING:
-    from stages.release.publishing import Published
+    from stages.release.updates.publishing import Published
 
 
 def publish(arguments: list[str], project: Project) -> int:
     """make an update repository what the signed history of releases says"""
     options = parser().parse_args(arguments)
-    from stages.release import publishing
-    from stages.release.history import History
-    from stages.release.keys import load_signing_key, trusted_keys
+    from stages.release.history.history import History
+    from stages.release.history.state import state_of
     from stages.release.layout import Releases
-    from stages.release.state import state_of
+    from stages.release.signing.keys import load_signing_key, trusted_keys
+    from stages.release.updates import publishing
 
     releases = Releases(project)
     trusted = trusted_keys(options.trusted, releases)
@@ -97,8 +97,8 @@ def document(done: Published, directory: Path) -> dict[str, object]:
 
 def lines(done: Published, directory: Path) -> Iterator[str]:
     """Yield what was done, for the terminal."""
-    from stages.release.overview import size
-    from stages.release.roles import counted
+    from stages.release.updates.overview import size
+    from stages.release.updates.roles import counted
 
     if not (done.signed or done.mended):
         yield f"{directory}: nothing changed, nothing written"

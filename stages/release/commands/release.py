@@ -15,12 +15,12 @@ from pipelines.errors import ConfigError, suggestion
 from pipelines.project import Project
 from pipelines.provenance import read_statement
 from stages.release.commands.parser import Parser, action_of
-from stages.release.decision import Decision, channels_of
-from stages.release.entry import Entry
-from stages.release.history import History, Log, Writing, check_expected
-from stages.release.keys import load_signing_key, trusted_keys
+from stages.release.history.decision import Decision, channels_of
+from stages.release.history.entry import Entry
+from stages.release.history.history import History, Log, Writing, check_expected
+from stages.release.history.state import State, state_of
 from stages.release.layout import Releases
-from stages.release.state import State, state_of
+from stages.release.signing.keys import load_signing_key, trusted_keys
 
 ACTIONS = {
     "create": "archive, sign and record the bundles of the last build",
@@ -72,7 +72,7 @@ def change(action: str, options: argparse.Namespace, project: Project, tracking:
 
 def create(options: argparse.Namespace, project: Project) -> Callable[..., Decision]:
     """Look at the bundles before anybody has to wait; write them when it is this process's turn."""
-    from stages.release.releasing import candidates, creation
+    from stages.release.history.releasing import candidates, creation
 
     found = candidates(project, options.devices, options.version, options.allow_dirty, read_statement)
 
@@ -83,9 +83,9 @@ def create(options: argparse.Namespace, project: Project) -> Callable[..., Decis
 
 
 def promote(options: argparse.Namespace, project: Project) -> Callable[..., Decision]:
-    from stages.release.accepting import check_released
+    from stages.release.history.accepting import check_released
+    from stages.release.history.promoting import promotion
     from stages.release.manifest import validator
-    from stages.release.promoting import promotion
 
     validator()  # its imports take long, and nobody should have to wait for them
 
@@ -109,13 +109,13 @@ def promote(options: argparse.Namespace, project: Project) -> Callable[..., Deci
 
 
 def rollback(options: argparse.Namespace, project: Project) -> Callable[..., Decision]:
-    from stages.release.reverting import rollback as decision
+    from stages.release.history.reverting import rollback as decision
 
     return lambda state, writing, key: decision(state, options.channel, options.device)
 
 
 def retire(options: argparse.Namespace, project: Project) -> Callable[..., Decision]:
-    from stages.release.reverting import retirement
+    from stages.release.history.reverting import retirement
 
     return lambda state, writing, key: retirement(state, options.version, options.device, options.force)
 
@@ -124,7 +124,7 @@ DECISIONS = {"create": create, "promote": promote, "rollback": rollback, "retire
 
 
 def status(options: argparse.Namespace, project: Project, tracking: list[str]) -> int:
-    from stages.release.standing import status_json, status_lines
+    from stages.release.history.standing import status_json, status_lines
 
     registry = load_config(project, tracking).tracking
     log, state = read(options, project)
@@ -139,7 +139,7 @@ def status(options: argparse.Namespace, project: Project, tracking: list[str]) -
 
 
 def history(options: argparse.Namespace, project: Project) -> int:
-    from stages.release.standing import history_lines
+    from stages.release.history.standing import history_lines
 
     log, state = read(options, project)
     if options.channel:
@@ -181,7 +181,7 @@ def followed(project: Project, registry: TrackingConfig, sequence: int, force: b
     """Wait for MLflow's registry, if there is one, and a history; return why it is not up to date, or ""."""
     if registry.kind != "mlflow" or not sequence:
         return ""
-    from stages.release.following import follow
+    from stages.release.history.following import follow
 
     return follow(project, registry.uri, sequence, force)
 
@@ -190,7 +190,7 @@ def registry_json(project: Project, registry: TrackingConfig, sequence: int) -> 
     """Return how far MLflow's registry is, as far as it is known without asking it."""
     if registry.kind != "mlflow":
         return {"kind": registry.kind, "synced": None, "entry": None, "why": ""}
-    from stages.release.following import progress_of
+    from stages.release.history.following import progress_of
 
     known, path = progress_of(project), Releases(project).history
     whole = known.covers(registry.uri, sequence, path) or not sequence

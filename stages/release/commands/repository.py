@@ -14,8 +14,8 @@ from pipelines.project import Project
 from stages.release.commands.parser import Parser, action_of
 
 if TYPE_CHECKING:
-    from stages.release.keys import PublicKey, SigningKey
-    from stages.release.rotation import Rotated
+    from stages.release.signing.keys import PublicKey, SigningKey
+    from stages.release.updates.rotation import Rotated
 
 SKIP = 10_000
 ACTIONS = {
@@ -107,9 +107,9 @@ ROOT_HELP = "root keys: FILE signs, FILE.pub of a holder who is not here may sig
 
 
 def init(options: argparse.Namespace) -> int:
-    from stages.release.creation import Founding, create
-    from stages.release.expiry import parse_days, seconds
-    from stages.release.repository import alone
+    from stages.release.updates.creation import Founding, create
+    from stages.release.updates.expiry import parse_days, seconds
+    from stages.release.updates.repository import alone
 
     loaded = [load(path) for path in options.root]
     signers = [signing for _, signing in loaded if signing]
@@ -161,8 +161,8 @@ def root_is_used(root: Iterable[PublicKey], keys: Sequence[SigningKey], signers:
 
 
 def refresh(options: argparse.Namespace) -> int:
-    from stages.release import repository as live
-    from stages.release.expiry import seconds, text
+    from stages.release.updates import repository as live
+    from stages.release.updates.expiry import seconds, text
 
     if not 0 <= options.skip <= SKIP:
         raise ConfigError(
@@ -180,10 +180,10 @@ def refresh(options: argparse.Namespace) -> int:
 
 
 def rotate(options: argparse.Namespace) -> int:
-    from stages.release import rotation
-    from stages.release.expiry import parse_days, seconds
-    from stages.release.repository import alone, open_repository
-    from stages.release.roles import roles_of
+    from stages.release.updates import rotation
+    from stages.release.updates.expiry import parse_days, seconds
+    from stages.release.updates.repository import alone, open_repository
+    from stages.release.updates.roles import roles_of
 
     keys = signing_keys(options.keys)
     loaded = [load(path) for path in options.new]
@@ -200,9 +200,9 @@ def rotate(options: argparse.Namespace) -> int:
 
 
 def sign(options: argparse.Namespace) -> int:
-    from stages.release import rotation
-    from stages.release.expiry import seconds
-    from stages.release.repository import alone, open_repository
+    from stages.release.updates import rotation
+    from stages.release.updates.expiry import seconds
+    from stages.release.updates.repository import alone, open_repository
 
     keys = signing_keys(options.keys)
     with alone(options.directory):
@@ -244,9 +244,9 @@ def report(options: argparse.Namespace, done: Rotated) -> int:
 
 
 def channel(options: argparse.Namespace) -> int:
-    from stages.release import rotation
-    from stages.release.expiry import seconds
-    from stages.release.repository import alone, open_repository
+    from stages.release.updates import rotation
+    from stages.release.updates.expiry import seconds
+    from stages.release.updates.repository import alone, open_repository
 
     keys = signing_keys(options.keys)
     own = one(options.channel_key)
@@ -262,9 +262,9 @@ def channel(options: argparse.Namespace) -> int:
 
 
 def status(options: argparse.Namespace) -> int:
-    from stages.release.expiry import seconds
-    from stages.release.overview import lines, overview
-    from stages.release.repository import open_repository
+    from stages.release.updates.expiry import seconds
+    from stages.release.updates.overview import lines, overview
+    from stages.release.updates.repository import open_repository
 
     found = overview(open_repository(options.directory), seconds())
     said(options, found)
@@ -279,7 +279,7 @@ def said(options: argparse.Namespace, value: object) -> None:
 
 
 def signing_keys(paths: Sequence[Path]) -> list[SigningKey]:
-    from stages.release.keys import load_signing_key
+    from stages.release.signing.keys import load_signing_key
 
     return [load_signing_key(path) for path in paths]
 
@@ -290,7 +290,7 @@ def one(path: Path | None) -> SigningKey | None:
 
 def load(path: Path) -> tuple[PublicKey, SigningKey | None]:
     """Return the key in a file, and what signs with it where the file is the private one. Raises ConfigError."""
-    from stages.release.keys import load_public_key, load_signing_key
+    from stages.release.signing.keys import load_public_key, load_signing_key
 
     if path.suffix == ".pub":
         return load_public_key(path), None

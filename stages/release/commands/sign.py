@@ -16,7 +16,7 @@ from stages.release.commands.parser import Parser
 def sign(arguments: list[str], project: Project) -> int:
     """sign a BUNDLE (its folder or archive) with a key, or by identity: its provenance, and a model signature"""
     options = parse(arguments)
-    from stages.release.contents import open_bundle
+    from stages.release.bundles.contents import open_bundle
 
     with open_bundle(options.bundle) as bundle:
         manifest = bundle.manifest
@@ -24,13 +24,13 @@ def sign(arguments: list[str], project: Project) -> int:
     told: dict[str, Any] = {"bundle": manifest.digest, "name": manifest.name, "version": manifest.version}
     told |= {"device": manifest.device, "provenance": None, "signature": None}
     if options.identity:
-        from stages.release.keyless import sign_by_identity
+        from stages.release.signing.keyless import sign_by_identity
 
         path, identity = sign_by_identity(options.bundle, statement or {})
         told |= {"identity": identity, "sigstore": str(path)}
     else:
-        from stages.release.keys import load_signing_key
-        from stages.release.signing import model_signer, sign_bundle
+        from stages.release.signing.keys import load_signing_key
+        from stages.release.signing.signing import model_signer, sign_bundle
 
         keys = [load_signing_key(path) for path in options.key]
         beside = sign_bundle(options.bundle, keys, statement)
@@ -87,7 +87,7 @@ def lines(told: Mapping[str, Any], title: str, statement: Mapping[str, Any] | No
     if statement is None:
         yield "  provenance   none: what it was built from is not signed"
     else:
-        from stages.release.statement import source_words
+        from stages.release.signing.statement import source_words
 
         yield f"  provenance   {told['provenance']}: {source_words(statement)}"
     absent = "none: that format has P-256 keys alone"

@@ -14,7 +14,7 @@ from pipelines.project import Project
 from stages.release.commands.parser import Parser
 
 if TYPE_CHECKING:
-    from stages.release.verifying import Verified
+    from stages.release.signing.verifying import Verified
 
 
 def verify(arguments: list[str], project: Project) -> int:
@@ -22,7 +22,7 @@ def verify(arguments: list[str], project: Project) -> int:
     options = parse(arguments)
     if options.bundle is None:
         return verify_project(project, options)
-    from stages.release.contents import DamagedError
+    from stages.release.bundles.contents import DamagedError
 
     try:
         verified = verified_bundle(project, options)
@@ -98,13 +98,13 @@ def waiting() -> None:
 
 def verified_bundle(project: Project, options: argparse.Namespace) -> Verified:
     """Verify the bundle. An unsigned one passes only where nobody's key is trusted, or --unsigned says so."""
-    from stages.release.keys import trusted_keys
     from stages.release.layout import Releases
-    from stages.release.verifying import verify_bundle
+    from stages.release.signing.keys import trusted_keys
+    from stages.release.signing.verifying import verify_bundle
 
     identity = None
     if options.identity:
-        from stages.release.keyless import Identity
+        from stages.release.signing.keyless import Identity
 
         identity = Identity(options.identity, options.issuer)
     keys = trusted_keys(options.key, Releases(project))
@@ -121,7 +121,7 @@ def again(verified: Verified, project: Project, options: argparse.Namespace) -> 
             f"{options.bundle} has no provenance: what it was built from is not known",
             hint="have the file that ends in .provenance.json beside it",
         )
-    from stages.release.rebuild import rebuild
+    from stages.release.signing.rebuild import rebuild
 
     return rebuild(verified.manifest, statement, project, options.source, options.set)
 
@@ -137,7 +137,7 @@ def noted(verified: Verified, project: Project) -> dict[str, Any] | None:
 
 def document(verified: Verified, differences: list[str] | None) -> dict[str, Any]:
     """Return what was verified, as --json prints it."""
-    from stages.release.statement import builder_of, source_of
+    from stages.release.signing.statement import builder_of, source_of
 
     manifest = verified.manifest
     told: dict[str, Any] = {
@@ -164,7 +164,7 @@ def document(verified: Verified, differences: list[str] | None) -> dict[str, Any
 
 def lines(verified: Verified) -> Iterator[str]:
     """Yield what was verified, for the terminal."""
-    from stages.release.statement import builder_of, source_words
+    from stages.release.signing.statement import builder_of, source_words
 
     manifest = verified.manifest
     yield f"{manifest.title}: every file is as the manifest says"

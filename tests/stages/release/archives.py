@@ -9,7 +9,7 @@ import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from stages.release.ustar import BLOCK, END, header, padding
+from stages.release.bundles.ustar import BLOCK, END, header, padding
 
 
 def entries(archive: Path) -> list[tuple[bytes, bytes]]:

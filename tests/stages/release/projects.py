@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.project import Project
-from stages.release.decision import Decision
-from stages.release.entry import Entry
-from stages.release.history import History
-from stages.release.keys import SigningKey, load_signing_key, new_key
+from stages.release.history.decision import Decision
+from stages.release.history.entry import Entry
+from stages.release.history.history import History
+from stages.release.history.releasing import candidates, creation
+from stages.release.history.state import State, state_of
 from stages.release.layout import Releases
 from stages.release.manifest import Manifest, read
-from stages.release.releasing import candidates, creation
-from stages.release.state import State, state_of
-from stages.release.statement import PREDICATE, STATEMENT
+from stages.release.signing.keys import SigningKey, load_signing_key, new_key
+from stages.release.signing.statement import PREDICATE, STATEMENT
 from tests.stages.release.bundles import make_bundle
 
 FILES = {

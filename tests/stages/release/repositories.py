@@ -17,12 +17,12 @@ from tuf.ngclient.fetcher import FetcherInterface
 
 from pipelines.project import Project
 from stages.release.commands.release import release
-from stages.release.documents import Layout
-from stages.release.keys import SigningKey, load_signing_key, new_key
 from stages.release.layout import Releases
 from stages.release.manifest import parse
-from stages.release.publishing import Published, publish
-from stages.release.repository import Repository, open_repository
+from stages.release.signing.keys import SigningKey, load_signing_key, new_key
+from stages.release.updates.documents import Layout
+from stages.release.updates.publishing import Published, publish
+from stages.release.updates.repository import Repository, open_repository
 from tests.stages.release.projects import entries_of, key_file, make_project, state
 from tests.stages.release.projects import released as released
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from stages.release.client.self_test import answered
 from stages.release.manifest import Manifest, read
-from stages.release.self_test import answered
 from stages.runtimes.opening import open_session
 from tests.converted import converted
 from tests.stages.release.bundles import make_bundle

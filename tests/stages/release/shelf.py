@@ -83,7 +83,7 @@ class Shelf:
 
     def add_deltas(self, old: Path, new: Path, **changes: Any) -> dict[str, Any]:
         """Add the deltas that are worth it; changes: to the first entry of the index, or to its head."""
-        from stages.release.delta import make_delta
+        from stages.release.deltas.delta import make_delta
 
         before, after = read(old), read(new)
         had, files = {file.path: file for file in before.files}, []

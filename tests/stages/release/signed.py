@@ -7,10 +7,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from stages.release.archive import pack
-from stages.release.keys import SigningKey, new_key
+from stages.release.bundles.archive import pack
 from stages.release.manifest import Manifest, read
-from stages.release.signing import sign_bundle
+from stages.release.signing.keys import SigningKey, new_key
+from stages.release.signing.signing import sign_bundle
 from tests.stages.release.bundles import make_bundle
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

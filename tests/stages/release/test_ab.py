@@ -11,8 +11,8 @@ import pytest
 from pipelines.errors import ConfigError
 from pipelines.project import Project
 from stages.release.commands.ab import ab
-from stages.release.outcomes import Clusters, Tally
-from stages.release.sequential import least_evidence, mean_radius, rate_difference, share_evidence
+from stages.release.experiments.outcomes import Clusters, Tally
+from stages.release.experiments.sequential import least_evidence, mean_radius, rate_difference, share_evidence
 
 ALPHA = 0.05
 LOOKS = np.unique(np.geomspace(20, 4000, 25).astype(int)) - 1

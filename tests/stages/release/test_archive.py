@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 
 from pipelines.errors import ConfigError, StoreError, TapeoutError, UnwritableError, VerificationError
-from stages.release import archive
-from stages.release.archive import open_archive, pack, unpack
-from stages.release.contents import check_contents
+from stages.release.bundles import archive
+from stages.release.bundles.archive import open_archive, pack, unpack
+from stages.release.bundles.contents import check_contents
 from stages.release.manifest import NAME, sha256_of
 from tests.stages.release.archives import edited, entries, file, joined, special, tarred
 from tests.stages.release.bundles import make_bundle
@@ -360,7 +360,7 @@ def test_killed_at_any_moment_nothing_is_at_the_target(tmp_path: Path) -> None:
     make_bundle(tmp_path / "pixel-8", weights=200 << 20)
     pack(tmp_path / "pixel-8", tmp_path / "pixel-8.tar")
     whole = contents(tmp_path / "pixel-8")
-    words = "import sys; from pathlib import Path; from stages.release.archive import unpack; print(flush=True)"
+    words = "import sys; from pathlib import Path; from stages.release.bundles.archive import unpack; print(flush=True)"
     ended = set()
     for number in range(12):
         target = tmp_path / f"target-{number}"

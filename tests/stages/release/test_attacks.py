@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 
 from pipelines.errors import TapeoutError, VerificationError
-from stages.release.dsse import IN_TOTO, sign_envelope
 from stages.release.layout import sidecars
 from stages.release.manifest import NAME, parse, read, write_manifest
-from stages.release.model_signature import sign_model
-from stages.release.signing import payload_of, sign_bundle
-from stages.release.verifying import check_origin, verify_bundle
+from stages.release.signing.dsse import IN_TOTO, sign_envelope
+from stages.release.signing.model_signature import sign_model
+from stages.release.signing.signing import payload_of, sign_bundle
+from stages.release.signing.verifying import check_origin, verify_bundle
 from tests.stages.release.archives import entries, file, joined, with_fitting_manifest
 from tests.stages.release.bundles import FILES, make_bundle
 from tests.stages.release.signed import key, signed, statement_of

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 
 from pipelines.errors import ConfigError, UpdateError, VerificationError
-from stages.release import client as client_module
-from stages.release.client import Client
-from stages.release.downloading import Patience
-from stages.release.installation import Installation
+from stages.release.client import client as client_module
+from stages.release.client.client import Client
+from stages.release.client.downloading import Patience
+from stages.release.client.installation import Installation
+from stages.release.history.rollout import bucket
 from stages.release.manifest import read
-from stages.release.rollout import bucket
 from tests.stages.release.bundles import make_bundle
 from tests.stages.release.server import Fault
 from tests.stages.release.shelf import DEVICE
@@ -413,7 +413,7 @@ def test_looking_imports_nothing_heavy(world: World) -> None:
 
     world.update()
     code = (
-        "import sys; from pathlib import Path; from stages.release.client import Client;"
+        "import sys; from pathlib import Path; from stages.release.client.client import Client;"
         f"Client(Path({str(world.path / 'device')!r}), '', '', '').current();"
         "print([name for name in ('tuf', 'requests', 'jsonschema', 'numpy', 'torch') if name in sys.modules])"
     )

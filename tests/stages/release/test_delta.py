@@ -16,11 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.errors import StoreError, VerificationError
-from stages.release import delta as deltas
-from stages.release.delta import apply_delta, make_delta
-from stages.release.delta_coding import BLOCK, Kind, Stream, add_nibbles, decode, encode, packed, unpacked
-from stages.release.delta_format import HEADER, STREAM, WrongBaseError, read_delta
-from stages.release.tensor_layout import Element
+from stages.release.deltas import delta as deltas
+from stages.release.deltas.delta import apply_delta, make_delta
+from stages.release.deltas.delta_coding import BLOCK, Kind, Stream, add_nibbles, decode, encode, packed, unpacked
+from stages.release.deltas.delta_format import HEADER, STREAM, WrongBaseError, read_delta
+from stages.release.deltas.tensor_layout import Element
 
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # a disk takes its time to make each of thousands lasting
 RECORD = struct.Struct("<IIQQQ32x")
@@ -341,7 +341,7 @@ def test_a_file_that_is_not_there_is_a_store_error(sampled, tmp_path):
 APPLY = """
 import sys
 from pathlib import Path
-from stages.release.delta import apply_delta
+from stages.release.deltas.delta import apply_delta
 apply_delta(*map(Path, sys.argv[1:4]), expected_size=int(sys.argv[4]), expected_sha256=sys.argv[5])
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """

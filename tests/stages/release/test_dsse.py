@@ -10,7 +10,7 @@ import pytest
 from securesystemslib.dsse import Envelope
 
 from pipelines.errors import VerificationError
-from stages.release.dsse import IN_TOTO, open_envelope, pae, peek_envelope, sign_envelope
+from stages.release.signing.dsse import IN_TOTO, open_envelope, pae, peek_envelope, sign_envelope
 from tests.stages.release.signed import key
 
 PAYLOAD = b'{"a": 1}'

@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.errors import ConfigError, StoreError, VerificationError
-from stages.release import history as history_module
-from stages.release.dsse import sign_envelope
-from stages.release.entry import FIRST, PAYLOAD_TYPE, Entry
-from stages.release.history import History, check_expected, read
-from stages.release.keys import load_signing_key, new_key
+from stages.release.history import history as history_module
+from stages.release.history.entry import FIRST, PAYLOAD_TYPE, Entry
+from stages.release.history.history import History, check_expected, read
+from stages.release.signing.dsse import sign_envelope
+from stages.release.signing.keys import load_signing_key, new_key
 
 NEW = {"name": "demo", "version": "1.0.0", "devices": ("pixel-8",)}
 

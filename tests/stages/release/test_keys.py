@@ -14,8 +14,8 @@ from securesystemslib.signer import SSlibKey
 from pipelines.errors import ConfigError
 from pipelines.project import Project
 from stages.release.commands.key import key as command
-from stages.release.keys import KINDS, load_public_key, load_signing_key, new_key, trusted_keys
 from stages.release.layout import Releases
+from stages.release.signing.keys import KINDS, load_public_key, load_signing_key, new_key, trusted_keys
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -74,7 +74,7 @@ def pem(private: object, public: bool = False) -> bytes:
 
 
 RSA, P384 = rsa.generate_private_key(65537, 2048), ec.generate_private_key(ec.SECP384R1())
-OWN = ed25519.Ed25519PrivateKey.generate()
+OWN = ed25519.Ed25519PrivateKey.from_private_bytes(bytes(32))  # the same in each process: ids of tests hold it
 
 
 @pytest.mark.parametrize(

@@ -20,12 +20,12 @@ from tuf.api.exceptions import DownloadError, RepositoryError
 from tuf.api.metadata import Metadata, MetaFile, TargetFile
 
 from pipelines.errors import ConfigError, UpdateError, VerificationError
-from stages.release.client import Client
-from stages.release.creation import Founding, create
-from stages.release.expiry import seconds
-from stages.release.overview import overview
-from stages.release.repository import open_repository, refresh
-from stages.release.rotation import Change, rotate
+from stages.release.client.client import Client
+from stages.release.updates.creation import Founding, create
+from stages.release.updates.expiry import seconds
+from stages.release.updates.overview import overview
+from stages.release.updates.repository import open_repository, refresh
+from stages.release.updates.rotation import Change, rotate
 from tests.stages.release.repositories import Kept, World, judge, make_world, released
 
 REFUSALS = (RepositoryError, DownloadError)

@@ -16,7 +16,7 @@ from pipelines.workspace import Workspace
 from stages.artifacts import DeviceModel, Evaluation, QuantizedModel, Validation
 from stages.checks import package as check
 from stages.package import package
-from stages.release.libraries import TOOLS
+from stages.release.bundles.libraries import TOOLS
 from stages.release.manifest import read
 from stages.schema import DeviceProfile
 from tests.conf import group

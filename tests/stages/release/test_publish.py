@@ -17,12 +17,12 @@ import pytest
 from pipelines.errors import ConfigError, StoreError, VerificationError
 from stages.release.commands.publish import publish
 from stages.release.commands.repository import repository
-from stages.release.delta import apply_delta
-from stages.release.dsse import peek_envelope
-from stages.release.expiry import seconds
+from stages.release.deltas.delta import apply_delta
 from stages.release.manifest import parse
-from stages.release.repository import alone
-from stages.release.signing import sign_bundle
+from stages.release.signing.dsse import peek_envelope
+from stages.release.signing.signing import sign_bundle
+from stages.release.updates.expiry import seconds
+from stages.release.updates.repository import alone
 from tests.stages.release.repositories import Kept, World, judge, make_world, released, tree
 
 DEVICES = ("pixel-8", "iphone-15-pro")

@@ -9,7 +9,7 @@ from pipelines.errors import ConfigError, VerificationError
 from pipelines.project import Project
 from pipelines.provenance import read_statement
 from stages.release.manifest import read
-from stages.release.rebuild import rebuild
+from stages.release.signing.rebuild import rebuild
 from tests.pipelines.toy import Toy, add_dvc, commit, make_toy
 
 PACKAGE = """

@@ -13,15 +13,15 @@ import pytest
 
 from pipelines.sealed import write_sealed
 from stages.release.commands.release import release
-from stages.release.decision import Decision
-from stages.release.entry import FIRST, Entry
-from stages.release.following import Progress, follow, kept_at, log_of, progress_of
+from stages.release.history.decision import Decision
+from stages.release.history.entry import FIRST, Entry
+from stages.release.history.following import Progress, follow, kept_at, log_of, progress_of
+from stages.release.history.promoting import promotion
+from stages.release.history.registry import reconcile, wanted
+from stages.release.history.reverting import retirement
+from stages.release.history.state import State, state_of
+from stages.release.history.syncing import LINGER
 from stages.release.layout import Releases
-from stages.release.promoting import promotion
-from stages.release.registry import reconcile, wanted
-from stages.release.reverting import retirement
-from stages.release.state import State, state_of
-from stages.release.syncing import LINGER
 from tests.stages.release.projects import entries_of, key_file, make_project, released, state
 
 ROOT = Path(__file__).parents[3]
@@ -58,6 +58,7 @@ def told(project):
     }
 
 
+@pytest.mark.slow
 def test_the_registry_follows_commands_in_a_burst_with_one_import_and_no_copies(tmp_path, capsys):
     project = make_project(tmp_path, "mlflow")
     for version in ("1.0.0", "1.1.0"):

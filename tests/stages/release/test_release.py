@@ -17,11 +17,11 @@ from pipelines.cli import main
 from pipelines.errors import TapeoutError
 from pipelines.project import Project
 from pipelines.sealed import write_sealed
-from stages.release import releasing
 from stages.release.commands import release as command
-from stages.release.keys import new_key
+from stages.release.history import releasing
 from stages.release.layout import Releases
 from stages.release.manifest import sha256_of
+from stages.release.signing.keys import new_key
 from tests.stages.release.projects import build, entries_of, key_file, make_project, released, state, statement_of
 
 

@@ -13,11 +13,11 @@ from tuf.api.exceptions import RepositoryError
 
 from pipelines.errors import ConfigError, StoreError, TapeoutError
 from stages.release.commands.repository import repository
-from stages.release.creation import Founding, create
-from stages.release.expiry import DAYS, seconds
-from stages.release.keys import load_public_key
-from stages.release.overview import overview
-from stages.release.repository import alone, commit, refresh
+from stages.release.signing.keys import load_public_key
+from stages.release.updates.creation import Founding, create
+from stages.release.updates.expiry import DAYS, seconds
+from stages.release.updates.overview import overview
+from stages.release.updates.repository import alone, commit, refresh
 from tests.stages.release.repositories import Kept, World, judge, make_world, tree
 
 

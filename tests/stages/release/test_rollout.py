@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.errors import ConfigError
-from stages.release.rollout import BUCKETS, arm_of, bucket, resized, share_of
+from stages.release.history.rollout import BUCKETS, arm_of, bucket, resized, share_of
 
 
 def document(salt="s", **arms):

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from pipelines.errors import StageError, UpdateError
-from stages.release import self_test as module
-from stages.release.client import Client
-from stages.release.self_test import self_test
+from stages.release.client import self_test as module
+from stages.release.client.client import Client
+from stages.release.client.self_test import self_test
 from tests.stages.release.runnable import asks, write_runnable
 from tests.stages.release.shelf import Shelf
 

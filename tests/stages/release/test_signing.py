@@ -10,13 +10,13 @@ import pytest
 
 from pipelines.errors import ConfigError, VerificationError
 from pipelines.project import Project
-from stages.release.archive import pack
+from stages.release.bundles.archive import pack
 from stages.release.commands.sign import sign as command
-from stages.release.dsse import IN_TOTO, open_envelope
 from stages.release.layout import sidecars
 from stages.release.manifest import read
-from stages.release.model_signature import check_model_signature, sign_model
-from stages.release.signing import sign_bundle
+from stages.release.signing.dsse import IN_TOTO, open_envelope
+from stages.release.signing.model_signature import check_model_signature, sign_model
+from stages.release.signing.signing import sign_bundle
 from tests.stages.release.bundles import make_bundle
 from tests.stages.release.signed import key, key_file, signed, statement_of
 
@@ -167,7 +167,7 @@ def test_a_model_signature_that_is_none(case: str, tmp_path: Path) -> None:
 
 def made_up(manifest: Any, change: Any) -> bytes:
     """A model signature whose statement somebody with the key has written otherwise."""
-    from stages.release.dsse import pae
+    from stages.release.signing.dsse import pae
 
     value = json.loads(sign_model(manifest, key()))
     payload = of(base64.b64decode(value["dsseEnvelope"]["payload"]), change)

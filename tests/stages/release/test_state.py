@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.errors import ConfigError, VerificationError
-from stages.release.decision import Decision, ReleaseError
-from stages.release.entry import FIRST, Entry, parse
-from stages.release.promoting import promotion
-from stages.release.reverting import retirement, rollback
-from stages.release.rollout import BUCKETS, arm_of
-from stages.release.state import State, state_of
+from stages.release.history.decision import Decision, ReleaseError
+from stages.release.history.entry import FIRST, Entry, parse
+from stages.release.history.promoting import promotion
+from stages.release.history.reverting import retirement, rollback
+from stages.release.history.rollout import BUCKETS, arm_of
+from stages.release.history.state import State, state_of
 
 DEVICES = ("phone", "watch")
 VERSIONS = ("1.0", "1.1", "1.2", "2.0")

@@ -11,9 +11,9 @@ from onnx import TensorProto, helper
 from safetensors.numpy import save_file
 
 from stages.lowering.coreml.blob import BlobWriter
-from stages.release.blob_names import blob_names
-from stages.release.delta import make_delta
-from stages.release.tensor_layout import Element, Segment, segments, whole
+from stages.release.deltas.blob_names import blob_names
+from stages.release.deltas.delta import make_delta
+from stages.release.deltas.tensor_layout import Element, Segment, segments, whole
 
 DATA = "decoder.onnx.data"
 WEIGHTS = "m.mlpackage/Data/com.apple.CoreML/weights/weight.bin"

@@ -15,15 +15,15 @@ import pytest
 from pipelines.cli import main
 from pipelines.errors import ConfigError, TapeoutError, VerificationError
 from pipelines.project import Project
-from stages.release.archive import pack
+from stages.release.bundles.archive import pack
 from stages.release.commands.sign import sign as sign_command
 from stages.release.commands.verify import verify as command
-from stages.release.keyless import Identity, sigstore_path
 from stages.release.layout import sidecars
 from stages.release.manifest import read
-from stages.release.signing import sign_bundle
-from stages.release.statement import check_shape, check_statement
-from stages.release.verifying import UNSIGNED, damaged, verify_bundle
+from stages.release.signing.keyless import Identity, sigstore_path
+from stages.release.signing.signing import sign_bundle
+from stages.release.signing.statement import check_shape, check_statement
+from stages.release.signing.verifying import UNSIGNED, damaged, verify_bundle
 from tests.stages.release.archives import entries, joined
 from tests.stages.release.bundles import make_bundle
 from tests.stages.release.signed import COMMIT, key, key_file, signed, statement_of
@@ -349,7 +349,7 @@ def test_without_sigstore_it_says_what_to_install(tmp_path: Path, monkeypatch: p
 
 def test_without_an_identity_nothing_is_signed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("sigstore")
-    from stages.release.keyless import sign_by_identity
+    from stages.release.signing.keyless import sign_by_identity
 
     for name in ("GITHUB_ACTIONS", "GITLAB_CI", "BUILDKITE", "CIRCLECI"):
         monkeypatch.delenv(name, raising=False)

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from pipelines.errors import UpdateError, VerificationError
-from stages.release.client import Client, Updated
-from stages.release.downloading import Patience
+from stages.release.client.client import Client, Updated
+from stages.release.client.downloading import Patience
 from stages.release.manifest import Manifest, read
 from tests.stages.release.bundles import make_bundle
 from tests.stages.release.server import Server

@@ -1,0 +1,1 @@
+"""The difference between two releases, tensor by tensor."""

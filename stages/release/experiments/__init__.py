@@ -1,0 +1,1 @@
+"""What the arms of a rollout came to."""

@@ -1,0 +1,1 @@
+"""Keys and signatures, where a bundle comes from, and checking all of it."""

@@ -1,0 +1,1 @@
+"""The update repository: static files with the metadata of The Update Framework."""
