@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from pipelines.errors import ReleaseError
 from stages.release.history.decision import Changes, Decision, channels_of, releases_of
 from stages.release.history.promoting import names
 from stages.release.history.state import CHAMPION, Arm, Channel, Released, State

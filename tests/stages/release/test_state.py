@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.errors import ConfigError, VerificationError
-from stages.release.history.decision import Decision, ReleaseError
+from pipelines.errors import ConfigError, ReleaseError, VerificationError
+from stages.release.history.decision import Decision
 from stages.release.history.entry import FIRST, Entry, parse
 from stages.release.history.promoting import promotion
 from stages.release.history.reverting import retirement, rollback
