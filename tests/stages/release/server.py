@@ -14,6 +14,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote
 
+UNTOLD = -1
+
 
 @dataclass
 class Fault:
@@ -100,7 +102,8 @@ def handler(server: Server) -> type[BaseHTTPRequestHandler]:
             self.send_response(206 if start else 200)
             if start:
                 self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
-            self.send_header("Content-Length", str(len(data) - start if fault.length is None else fault.length))
+            if fault.length != UNTOLD:
+                self.send_header("Content-Length", str(len(data) - start if fault.length is None else fault.length))
             for name, value in fault.headers.items():
                 self.send_header(name, value)
             self.end_headers()

@@ -208,6 +208,7 @@ def kills(world: World, counts: range) -> int:
         if not killed_after(count, world):
             break
         done += 1
+        assert whole(world.path / "device/current").version in ("2.0.0", "2.1.0"), count  # as others see it
         assert whole(world.client().current()).version in ("2.0.0", "2.1.0"), count
         found = world.update()
         assert found.version == "2.1.0", count
