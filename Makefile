@@ -24,11 +24,11 @@ lint: setup
 
 test: lint
 	@sh tests/browser.sh
-	python -m pytest -q -n 2 --dist loadfile -m "not slow" $(ARGS)
+	python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)
 
 test-all: lint
 	@sh tests/browser.sh
-	python -m pytest -q -n 2 --dist loadfile $(ARGS)
+	python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 clean:
 	rm -rf $(VENV)

@@ -230,6 +230,7 @@ def test_a_bad_checkpoint_is_refused_and_leaves_nothing(
     assert not [name for device in BUNDLES for name in (spare.folder / "artifacts").glob(f"{device}/*")]
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_and_ends_with_the_same_checkpoint(tmp_path: Path) -> None:
     words = ["build", "pipeline=train", "tracking=none", "train.batch=2", "train.steps=8", "train.warmup=2"]
     words += ["train.log_every=2", "train.checkpoint_every=2", "train.threads=1"]

@@ -55,6 +55,7 @@ def built(found: Clone, *overrides: str, status: int = 0) -> dict[str, str]:
     return {node["name"]: node["status"] for node in json.loads(result.stdout)["nodes"]}
 
 
+@pytest.mark.slow
 def test_a_second_build_finds_the_search_and_a_budget_tries_nothing_again(searched: Clone) -> None:
     assert set(built(searched).values()) == {"cached"}
     nodes = built(searched, "device.pixel-8.budgets.size_mib=0.6")

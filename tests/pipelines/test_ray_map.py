@@ -114,6 +114,7 @@ def works_on_an_item(process: Path, toy: Toy) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_through_a_dvc_remote_nothing_is_shared(
     cluster: Any,
     toy: Toy,

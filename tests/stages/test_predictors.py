@@ -394,6 +394,7 @@ def test_a_budget_of_memory_holds_where_no_speed_is_known(tmp_path: Path) -> Non
     assert gate["predicted"] and not gate["passed"] and gate["value"] == found["predicted"]["peak_memory_mib"]["high"]
 
 
+@pytest.mark.slow
 def test_the_host_is_measured_once_and_ranks_as_predictions_do() -> None:
     """Three shapes, each several times the next."""
     base = toy_config()

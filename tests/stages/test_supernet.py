@@ -88,6 +88,7 @@ def test_training_makes_subnets_better_and_changes_all_tensors(tmp_path: Path) -
     assert [event.done for event in events if isinstance(event, Progress)] == [5, 10, 15, 20]
 
 
+@pytest.mark.slow
 def test_a_run_killed_outright_ends_with_the_same_bytes(tmp_path: Path) -> None:
     for name in ("whole", "killed"):
         reader(tmp_path / name / "checkpoint")

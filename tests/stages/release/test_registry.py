@@ -58,7 +58,6 @@ def told(project):
     }
 
 
-@pytest.mark.slow
 def test_the_registry_follows_commands_in_a_burst_with_one_import_and_no_copies(tmp_path, capsys):
     project = make_project(tmp_path, "mlflow")
     for version in ("1.0.0", "1.1.0"):
