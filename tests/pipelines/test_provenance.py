@@ -9,7 +9,7 @@ import pytest
 
 from pipelines.project import Project
 from pipelines.provenance import read_statement
-from pipelines.revision import origin_of
+from pipelines.revision import origin_of, revision_of
 from tests.pipelines.toy import Toy, add_dvc, commit, make_toy
 
 
@@ -64,6 +64,22 @@ def test_changed_sources_are_told(tracked: Toy) -> None:
     commit(tracked)
     assert tracked.build("quantize.bits=3").nodes["load"] == "cached"
     assert source(tracked)["annotations"]["dirty"] is False
+
+
+@pytest.mark.parametrize("how", ["assumed unchanged", "skipped", "ignored here only"])
+def test_what_git_was_told_not_to_see_is_told(how: str, tmp_path: Path) -> None:
+    toy = make_toy(tmp_path / "toy")
+    add_dvc(toy)
+    changed = "toystages/load.py"
+    if how == "ignored here only":
+        changed = "toystages/extra.py"
+        toy.write(".git/info/exclude", "extra.py\n")
+    else:
+        flag = "--assume-unchanged" if how == "assumed unchanged" else "--skip-worktree"
+        assert toy.call("git", "update-index", flag, changed).status == 0
+    toy.write(changed, "")
+    assert toy.call("git", "status", "--porcelain").out == ""
+    assert revision_of(Project(toy.root)).changed == (changed,)
 
 
 def test_a_build_of_one_device_leaves_the_others_word(tracked: Toy) -> None:

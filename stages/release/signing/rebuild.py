@@ -19,7 +19,8 @@ from typing import Any
 from pipelines.errors import ConfigError, VerificationError
 from pipelines.project import Project
 from pipelines.provenance import SOURCE, read_statement
-from stages.release.manifest import Manifest, read
+from stages.release.manifest import Manifest, lies_inside, read
+from stages.release.signing.keys import PASSPHRASE
 
 EXTERNAL = "<external>"
 
@@ -39,18 +40,14 @@ def rebuild(
     """
     definition = statement["predicate"]["buildDefinition"]
     overrides = overrides_of(definition["externalParameters"], settings)
-    folders = [each for each in definition["externalParameters"].get("config_dirs", [])]
-    if outside := [each for each in folders if each.startswith(EXTERNAL)]:
-        raise ConfigError(
-            f"it was built with --config-dir {outside[0]}, which lay outside the project",
-            hint="only what the project's own sources say can be built again",
-        )
+    folders = config_dirs_of(definition["externalParameters"])
     with tempfile.TemporaryDirectory(prefix="tapeout-rebuild-") as name:
         folder = Path(name, "project")
         if source is None:
             take_commit(project, revision(definition), folder)
         else:
             take_folder(source, folder)
+        check_clean(folder, manifest.device)
         for line in other_libraries(definition):
             print(line, file=sys.stderr)
         build(folder, overrides, folders)
@@ -65,6 +62,8 @@ def overrides_of(parameters: Mapping[str, Any], settings: Sequence[str]) -> list
         name, _, value = str(override).partition("=")
         if name.lstrip("+") in given:
             found.append(given.pop(name.lstrip("+")))
+        elif str(override).startswith("-"):
+            raise VerificationError(f"its provenance has the override {override!r}, which is an option of a command")
         elif value.startswith(EXTERNAL):
             raise ConfigError(
                 f"it was built with {override}: something outside the project, known by its contents",
@@ -75,6 +74,21 @@ def overrides_of(parameters: Mapping[str, Any], settings: Sequence[str]) -> list
     if given:
         raise ConfigError(f"--set {next(iter(given.values()))}: it was not built with that", hint=shlex.join(found))
     return found
+
+
+def config_dirs_of(parameters: Mapping[str, Any]) -> list[str]:
+    """Return the user's own configuration folders, which must lie in the project. Raises ConfigError,
+    VerificationError."""
+    folders = [str(each) for each in parameters.get("config_dirs", [])]
+    for each in folders:
+        if each.startswith(EXTERNAL):
+            raise ConfigError(
+                f"it was built with --config-dir {each}, which lay outside the project",
+                hint="only what the project's own sources say can be built again",
+            )
+        if not lies_inside(each):
+            raise VerificationError(f"its provenance has the configuration folder {each!r}, no path inside a project")
+    return folders
 
 
 def revision(definition: Mapping[str, Any]) -> str:
@@ -110,8 +124,11 @@ def take_commit(project: Project, commit: str, folder: Path) -> None:
             f"{project.root} does not hold the commit {commit} that it was built from: {told}",
             hint="clone the project's repository, or 'git fetch' in it, and verify there",
         )
-    with tarfile.open(archive) as tar:
-        tar.extractall(folder, filter="data")
+    try:
+        with tarfile.open(archive) as tar:
+            tar.extractall(folder, filter="data")
+    except (tarfile.TarError, OSError) as cause:
+        raise VerificationError(f"the files of commit {commit} cannot be laid out: {cause}") from cause
     archive.unlink()
 
 
@@ -133,6 +150,16 @@ def take_folder(source: Path, folder: Path) -> None:
             (folder / name).write_bytes((source / name).read_bytes())
 
 
+def check_clean(folder: Path, device: str) -> None:
+    """Raise VerificationError where the sources hold what only a build makes: it could pass for what they give."""
+    for name in (".tapeout", ".dvc/cache", "artifacts/build", f"artifacts/{device}"):
+        if (folder / name).exists():
+            raise VerificationError(
+                f"its sources hold {name}, which a build makes: what would be built again could come from there",
+                hint="remove it from the commit; .gitignore should leave it out",
+            )
+
+
 def build(folder: Path, overrides: Sequence[str], config_dirs: Sequence[str]) -> None:
     """Build all anew: the folder remembers nothing. Raises VerificationError where that fails."""
     command = [sys.executable, "-m", "pipelines.cli", "build"]
@@ -143,10 +170,10 @@ def build(folder: Path, overrides: Sequence[str], config_dirs: Sequence[str]) ->
     done = subprocess.run(
         [*command, *overrides, "tracking=none"],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": paths},
+        env={**{name: value for name, value in os.environ.items() if name != PASSPHRASE}, "PYTHONPATH": paths},
         stdout=sys.stderr.fileno() if has_descriptor() else subprocess.DEVNULL,
     )
-    if done.returncode == 2:
+    if done.returncode not in (0, 1):  # 1: another device may have failed
         raise VerificationError(
             "its sources do not build with the overrides in its provenance; why, is above",
             hint="the provenance, the commit or the installed Tapeout is not what it was built with",
@@ -178,11 +205,11 @@ def other_libraries(definition: Mapping[str, Any]) -> Iterator[str]:
 
 def differences(manifest: Manifest, statement: Mapping[str, Any], project: Project) -> Iterator[str]:
     """Yield what differs, file by file, and which stage was the first to give something else."""
-    folder = project.artifacts / manifest.device
-    if not (folder / "manifest.json").is_file():
-        yield f"built again, there is no bundle for {manifest.device}: a stage or a gate failed"
+    rebuilt = read_statement(project, manifest.device)
+    if rebuilt is None:  # whatever lies there, this build has not made it
+        yield f"built again, there is no bundle for {manifest.device}: a stage or gate failed, or it was not asked for"
         return
-    again = read(folder)
+    again = read(project.artifacts / manifest.device)
     if again.digest == manifest.digest:
         return
     before, after = ({file.path: file.sha256 for file in each.files} for each in (manifest, again))
@@ -191,8 +218,7 @@ def differences(manifest: Manifest, statement: Mapping[str, Any], project: Proje
             yield f"{path}: sha256 {before.get(path, 'none')}, and built again {after.get(path, 'none')}"
     if before == after:
         yield f"manifest.json: sha256 {manifest.digest}, and built again {again.digest}; all other files are the same"
-    rebuilt = read_statement(project, manifest.device)
-    if rebuilt is not None and (stage := first_difference(statement, rebuilt)):
+    if stage := first_difference(statement, rebuilt):
         yield f"the first stage to give something else: {stage}"
 
 

@@ -79,8 +79,34 @@ def test_sources_that_nobody_has(toy: Toy, tmp_path: Path) -> None:
         assert old in text
         with pytest.raises(ConfigError, match=expected):
             rebuild(manifest, json.loads(text.replace(old, new)), Project(toy.root), None)
-    with pytest.raises(VerificationError, match="do not build"):
-        rebuild(manifest, json.loads(text.replace("quantize.bits=3", "quantize.bist=3")), Project(toy.root), None)
+    for new, said in (
+        ("quantize.bist=3", "do not build"),
+        ("--help", "an option of a command"),
+        ("--project=elsewhere", "an option of a command"),
+    ):
+        with pytest.raises(VerificationError, match=said):
+            rebuild(manifest, json.loads(text.replace("quantize.bits=3", new)), Project(toy.root), None)
+    for folder in ("../outside", "/outside"):
+        changed = json.loads(text)
+        changed["predicate"]["buildDefinition"]["externalParameters"]["config_dirs"] = [folder]
+        with pytest.raises(VerificationError, match="no path inside a project"):
+            rebuild(manifest, changed, Project(toy.root), None)
+
+
+def test_a_build_that_does_not_make_the_bundle_proves_nothing(toy: Toy) -> None:
+    statement = read_statement(Project(toy.root), "phone")
+    text = json.dumps(statement).replace('"quantize.bits=3"', '"device=[tablet]"')
+    found = rebuild(read(toy.root / "artifacts/phone"), json.loads(text), Project(toy.root), None)
+    assert found == ["built again, there is no bundle for phone: a stage or gate failed, or it was not asked for"]
+
+
+@pytest.mark.parametrize("name", [".tapeout/ledger/x", "artifacts/phone/manifest.json", "artifacts/build/load.json"])
+def test_sources_that_bring_results_along(name: str, toy: Toy, tmp_path: Path) -> None:
+    source = make_toy(tmp_path / "source")
+    source.call("git", "init", "-q")
+    source.write(name, "")
+    with pytest.raises(VerificationError, match="which a build makes"):
+        again(toy, source.root)
 
 
 def test_what_lay_outside_can_be_said(toy: Toy, tmp_path: Path) -> None:
