@@ -16,9 +16,12 @@ from typing import IO, TYPE_CHECKING, Any
 from pipelines.errors import ConfigError, VerificationError
 from pipelines.files import write_file, write_whole
 from stages.release.bundles.archive import Archive, open_archive
+from stages.release.history.accepting import check_released
 from stages.release.layout import Releases, sidecars
-from stages.release.manifest import NAME, File, Manifest, parse, sha256_of
-from stages.release.signing.verifying import verify_bundle
+from stages.release.manifest import NAME, File, Manifest, object_of, parse, sha256_of
+from stages.release.signing.dsse import IN_TOTO, open_envelope
+from stages.release.signing.model_signature import check_model_signature
+from stages.release.signing.statement import check_statement
 from stages.release.updates.documents import BACK, Layout
 
 if TYPE_CHECKING:
@@ -70,10 +73,10 @@ def add_release(
     check: bool = False,
     only_blobs: bool = False,
 ) -> None:
-    """Check a release's archive and all that is signed of it, and add what the repository lacks of it.
+    """Check a release as its promotion did, and add what the repository lacks of it.
 
     check: also hash the blobs that lie there already. only_blobs: the target files are named already. Raises
-    VerificationError; ConfigError where there is no archive.
+    VerificationError, GateError; ConfigError where there is no archive.
     """
     path = releases.archive(release.version, release.device)
     if not path.is_file():
@@ -82,27 +85,40 @@ def add_release(
             hint="get it, with the two files beside it, from whoever created the release; its sha256 is "
             f"{release.archive}",
         )
-    verified = verify_bundle(path, trusted, require_signature=True)
-    if verified.manifest.digest != release.bundle:
-        raise VerificationError(
-            f"{path}: holds the bundle {verified.manifest.digest}, and the history says {release.bundle}",
-            hint=f"get the archive of {release.title} from whoever created the release",
-        )
-    with open_archive(path) as archive:
-        for file in archive.manifest.files:
+    check_released(releases, release, trusted)
+    with open_archive(path) as archive:  # all that is written comes from this one, whatever has been put there since
+        manifest = archive.manifest
+        if manifest.digest != release.bundle:
+            raise VerificationError(
+                f"{path}: holds the bundle {manifest.digest}, and the history says {release.bundle}: it was replaced "
+                "after it was verified",
+                hint=f"get the archive of {release.title} from whoever created the release",
+            )
+        signed = {} if only_blobs else signed_sidecars(path, manifest, trusted)
+        for file in manifest.files:
             blob = layout.blob(file.sha256)
             if not is_there(blob, file.size, file.sha256, check):
                 write_whole(blob, partial(pour, archive, file))
                 added.files, added.size = added.files + 1, added.size + file.size
                 added.folders.add(blob.parent)
-        manifest = archive.manifest
     if only_blobs:
         return
-    beside = sidecars(path)
     added.target(layout, bundle_path(release.device, release.version), manifest.data)
-    for name, each in zip(SIDECARS, (beside.provenance, beside.signature), strict=True):
-        if each.is_file():  # an Ed25519 key makes no model signature; one of the two is there, and was checked
-            added.target(layout, bundle_path(release.device, release.version, name), read_sidecar(each))
+    for name, data in signed.items():
+        added.target(layout, bundle_path(release.device, release.version, name), data)
+
+
+def signed_sidecars(path: Path, manifest: Manifest, trusted: Sequence[PublicKey]) -> dict[str, bytes]:
+    """Return {name: bytes} of what lies beside an archive; these very bytes are checked. Raises VerificationError."""
+    beside = sidecars(path)
+    where = str(beside.provenance)
+    found = {"provenance.json": read_sidecar(beside.provenance)}
+    opened = open_envelope(found["provenance.json"], IN_TOTO, trusted, where)
+    check_statement(object_of(opened.payload, where), manifest, where)
+    if beside.signature.is_file():  # an Ed25519 key makes none
+        found["model.sig"] = read_sidecar(beside.signature)
+        check_model_signature(found["model.sig"], manifest, trusted, str(beside.signature))
+    return found
 
 
 def pour(archive: Archive, file: File, out: IO[bytes]) -> None:
@@ -112,7 +128,7 @@ def pour(archive: Archive, file: File, out: IO[bytes]) -> None:
 
 
 def read_sidecar(path: Path) -> bytes:
-    """Return a file beside an archive; it was verified before. Raises VerificationError where it is too large."""
+    """Return a file beside an archive; it need not be the one that was verified before. Raises VerificationError."""
     try:
         with path.open("rb") as file:
             data = file.read(MOST + 1)

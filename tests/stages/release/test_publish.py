@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from pipelines.errors import ConfigError, StoreError, VerificationError
+from stages.release.bundles.archive import open_archive
 from stages.release.commands.publish import publish
 from stages.release.commands.repository import repository
 from stages.release.deltas.delta import apply_delta
@@ -292,6 +293,36 @@ def test_a_release_under_another_version_is_not_published(world: World) -> None:
         shutil.copy(path, world.folder / "releases/1.1.0")
     with pytest.raises(VerificationError, match="and the history says"):
         run(world)
+
+
+def test_a_release_whose_provenance_was_removed_is_not_published(world: World) -> None:
+    promoted(world)
+    (world.folder / "releases/1.1.0/pixel-8.provenance.json").unlink()
+    before = tree(world.layout.metadata)
+    with pytest.raises(VerificationError, match="it has no provenance"):
+        run(world)
+    assert tree(world.layout.metadata) == before
+
+
+@pytest.mark.parametrize(
+    "name, expected",
+    [("pixel-8.tar", "it was replaced after it was verified"), ("pixel-8.provenance.json", "it is the provenance of")],
+)
+def test_what_is_swapped_between_check_and_reading_is_not_published(
+    world: World, monkeypatch: pytest.MonkeyPatch, name: str, expected: str
+) -> None:
+    promoted(world)
+    before = tree(world.layout.metadata)
+
+    def swapping(path: Path) -> Any:
+        if path.name == "pixel-8.tar":
+            shutil.copy(world.folder / "releases/1.0.0" / name, world.folder / "releases/1.1.0" / name)
+        return open_archive(path)
+
+    monkeypatch.setattr("stages.release.updates.adding.open_archive", swapping)
+    with pytest.raises(VerificationError, match=expected):
+        run(world)
+    assert tree(world.layout.metadata) == before
 
 
 def test_a_missing_archive_is_named_with_its_digest(world: World) -> None:
