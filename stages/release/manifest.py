@@ -9,8 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import unicodedata
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +26,7 @@ MANIFEST_VERSION = 2
 SCHEMA = "urn:tapeout:manifest:2"
 MAXIMUM = 4 << 20  # bytes of a manifest
 AGAIN = "get the bundle again from where it came"
+RESERVED = re.compile(r"(CON|PRN|AUX|NUL|CONIN\$|CONOUT\$|(COM|LPT)[0-9\u00b9\u00b2\u00b3]) *(\..*)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -84,17 +90,18 @@ def parse(data: bytes, where: str) -> Manifest:
     from jsonschema.exceptions import ValidationError, best_match
 
     try:
-        wrong = best_match(validator().iter_errors(value))
+        wrong = best_match(islice(validator().iter_errors(value), 1))  # all of them could be millions
     except (RecursionError, ValidationError, ValueError) as cause:
         raise VerificationError(f"{where}: cannot be held against the schema: {cause}", hint=AGAIN) from cause
     if wrong is not None:
-        place = ".".join(str(part) for part in wrong.absolute_path) or "the manifest"
+        place = plain_text(".".join(str(part) for part in wrong.absolute_path)) or "the manifest"
         what = wrong.message if len(wrong.message) < 300 else f"{wrong.message[:300]}..."
         raise VerificationError(
             f"{where}: {place}: {what}",
             hint=f"expected manifest version {MANIFEST_VERSION}; {AGAIN}, or build it again",
         )
     check_paths([each["path"] for each in value["files"]], where)
+    check_named(value, where)
     return Manifest(data, value)
 
 
@@ -125,10 +132,12 @@ def object_of(data: bytes, where: str) -> dict[str, Any]:
 
 
 def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"'{next(name for name in names if names.count(name) > 1)}' stands twice in one object")
+    """Return the object. Raises ValueError for a name that stands twice, which one pass finds."""
+    value: dict[str, Any] = {}
+    for name, each in pairs:
+        if name in value:
+            raise ValueError(f"{name!r:.100} stands twice in one object")
+        value[name] = each
     return value
 
 
@@ -139,32 +148,81 @@ def refuse(constant: str) -> None:
 def check_paths(paths: list[str], where: str) -> None:
     """Raise VerificationError unless every path is a plain one, names one file on any file system, and is no folder of
     another's."""
-    folded: dict[str, str] = {}
+    found = {NAME: NAME}
     for path in paths:
         if not lies_inside(path):
             raise VerificationError(f"{where}: lists {path!r}, which is no path inside the bundle", hint=AGAIN)
-        if path.lower() in (NAME, *folded):
+        name = folded(path)
+        if name in found:
             raise VerificationError(
-                f"{where}: lists {path!r} beside {folded.get(path.lower(), NAME)!r}, which is the same file where case "
-                "does not count",
+                f"{where}: lists {path!r} beside {found[name]!r}, which is the same file where neither case nor the "
+                "way in which an accent is spelled counts",
                 hint=AGAIN,
             )
-        folded[path.lower()] = path
-    for path in folded:
-        parts = path.split("/")
-        for count in range(1, len(parts)):
-            if "/".join(parts[:count]) in folded:
-                raise VerificationError(
-                    f"{where}: lists {'/'.join(parts[:count])!r} as a file and as a folder of {path!r}", hint=AGAIN
-                )
+        found[name] = path
+    parts = sorted(name.split("/") for name in found)  # what lies in a folder follows right after it
+    for one, next_one in pairwise(parts):
+        if next_one[: len(one)] == one:
+            file, inner = found["/".join(one)], found["/".join(next_one)]
+            raise VerificationError(f"{where}: lists {file!r} as a file and as a folder of {inner!r}", hint=AGAIN)
+
+
+def folded(path: str) -> str:
+    """Return what is equal for the names that some file system takes for one: APFS, NTFS (Unicode's D145, composed)."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", path).casefold())
+
+
+def check_named(value: dict[str, Any], where: str) -> None:
+    """Raise VerificationError unless whatever else the manifest names is a file that it lists; a part of the model may
+    be a folder of such files. What is not listed has no sha256, and is opened by nobody."""
+    listed = sorted(each["path"] for each in value["files"])
+    names = set(listed)
+    for member, name in named_in(value):
+        if not lies_inside(name):
+            raise VerificationError(f"{where}: {member} is {name!r}, which is no path inside the bundle", hint=AGAIN)
+        if name not in names and not (member.startswith("model.files.") and is_folder(name, listed)):
+            raise VerificationError(
+                f"{where}: {member} is '{name}', which it does not list among its files",
+                hint=f"only files whose sha256 is known are used; {AGAIN}, or build it again",
+            )
+
+
+def named_in(value: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield every path that a manifest names beside its list of files, with the member that names it."""
+    for part, name in value["model"]["files"].items():
+        yield f"model.files.{plain_text(part)}", name
+    if "tokenizer" in value:
+        yield "tokenizer", value["tokenizer"]
+    for number, each in enumerate(value["self_test"]):
+        if each["image"] is not None:
+            yield f"self_test.{number}.image", each["image"]
+    for number, name in enumerate(value["licence"]["files"]):
+        yield f"licence.files.{number}", name
+    for document, name in value["documents"].items():
+        yield f"documents.{document}", name
+
+
+def plain_text(name: str) -> str:
+    """Return a member's name as a terminal may show it: it may be anybody's."""
+    return ascii(name)[1:-1][:100]
+
+
+def is_folder(name: str, listed: Sequence[str]) -> bool:
+    """Say whether files of the sorted list lie in this folder."""
+    place = bisect_left(listed, f"{name}/")
+    return place < len(listed) and listed[place].startswith(f"{name}/")
 
 
 def lies_inside(name: str) -> bool:
     """Say whether a name is a plain path down from the folder: no root, no drive, no '..', no '.', no empty part, no
-    character that a terminal or a file system would take for something else."""
+    device of Windows', no character that a terminal or a file system would take for something else."""
     plain = all(character.isprintable() and character not in '\\:*?"<>|' for character in name)
-    parts = name.split("/")
-    return plain and all(part not in ("", ".", "..") and not part.endswith((" ", ".")) for part in parts)
+    return plain and all(is_plain(part) for part in name.split("/"))
+
+
+def is_plain(part: str) -> bool:
+    """Say whether one part of a path names a file on any file system, and only itself."""
+    return part not in ("", ".", "..") and not part.endswith((" ", ".")) and not RESERVED.fullmatch(part)
 
 
 @cache

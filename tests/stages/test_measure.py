@@ -148,7 +148,7 @@ def test_a_part_may_be_a_folder_of_listed_files(bundles: Path, tmp_path: Path) -
     value = json.loads(path.read_text())
     value["model"]["files"]["decoder"] = files["decoder"][:-1]  # the beginning of a name is no folder
     path.write_text(json.dumps(value))
-    with pytest.raises(ConfigError, match="does not list among its files"):
+    with pytest.raises(VerificationError, match="does not list among its files"):
         open_bundle(tmp_path / "bundle")
 
 

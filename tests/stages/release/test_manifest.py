@@ -2,6 +2,8 @@
 
 import copy
 import json
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +70,18 @@ def test_a_folder_without_a_manifest(tmp_path: Path) -> None:
         (["files", 0, "path"], "ENCODER.onnx", "same file"),
         (["files", 0, "path"], "encoder.onnx", "same file"),
         (["files", 0, "path"], "decoder.onnx/x", "as a file and as a folder"),
+        (["files", 0, "path"], "a/nul.txt", "no path inside"),
+        (["files", 0, "path"], "Com1", "no path inside"),
+        (["files", 0, "path"], "decoder.mlpac\u212aage/data/weight.bin", "same file"),  # the sign of Kelvin
         (["self_test"], [{"image": "../x", "question": 1, "answer": ""}], "self_test.0.question"),
+        (["self_test"], [{"image": "../x", "question": "", "answer": ""}], "self_test.0.image is '../x', which is no"),
+        (["self_test"], [{"image": "x.png", "question": "", "answer": ""}], "self_test.0.image is 'x.png', which it"),
+        (["model", "files", "decoder"], "/etc/passwd", "model.files.decoder is '/etc/passwd', which is no path inside"),
+        (["model", "files", "decoder"], "decoder.mlp", "model.files.decoder is 'decoder.mlp', which it does not list"),
+        (["tokenizer"], "../tokenizer.json", "tokenizer is '../tokenizer.json', which is no path inside"),
+        (["tokenizer"], "decoder.mlpackage", "which it does not list"),  # a folder is no text
+        (["licence", "files"], ["LICENCE"], "licence.files.0 is 'LICENCE', which it does not list"),
+        (["documents", "model_card"], "card.md", "documents.model_card is 'card.md', which it does not list"),
     ],
 )
 def test_what_is_no_manifest(place: list[Any], new: Any, expected: str, value: dict[str, Any]) -> None:
@@ -108,6 +121,48 @@ ANYTHING = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=10), inner, max_size=3),
     max_leaves=8,
 )
+
+
+def test_a_part_of_the_model_may_be_a_folder(value: dict[str, Any]) -> None:
+    changed = copy.deepcopy(value)
+    changed["model"]["files"]["decoder"] = "decoder.mlpackage"
+    assert parse(json.dumps(changed).encode(), "here").value["model"]["files"]["decoder"] == "decoder.mlpackage"
+
+
+def test_two_spellings_of_an_accent_are_one_file(value: dict[str, Any]) -> None:
+    changed = copy.deepcopy(value)
+    changed["files"][0]["path"], changed["files"][1]["path"] = "\u00c9", "e\u0301"
+    with pytest.raises(VerificationError, match="same file"):
+        parse(json.dumps(changed).encode(), "here")
+
+
+LARGE: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "names": lambda value: {**value, **{f"{number:06}": 1 for number in range(300_000)}},
+    "weights": lambda value: {**value, "weights": [{"format": "", "tensors": 0, "bytes": 0}] * 100_000},
+    "parts": lambda value: {**value, "model": {"runtime": "coreml", "files": {str(n): "a" for n in range(200_000)}}},
+    "licences": lambda value: {**value, "licence": {"weights": None, "files": ["a"] * 500_000}},
+    "units": lambda value: {**value, "device": {"name": "x", "compute_units": [""] * 1_000_000}},
+    "mistakes": lambda value: {**value, "weights": [1] * 1_500_000},
+}
+
+
+@pytest.mark.parametrize("case", LARGE)
+def test_a_large_manifest_is_judged_soon(case: str, value: dict[str, Any]) -> None:
+    """Anybody's, and before any signature is looked at."""
+    data = json.dumps(LARGE[case](value), separators=(",", ":")).encode()
+    assert len(data) <= MAXIMUM
+    begun = time.process_time()
+    with pytest.raises(VerificationError):
+        parse(data, "here")
+    assert time.process_time() - begun < 3
+
+
+def test_a_name_that_stands_twice_is_found_in_one_pass() -> None:
+    data = "{" + ",".join(f'"{number:06}":1' for number in range(100_000)) + ',"099999":1}'
+    begun = time.process_time()
+    with pytest.raises(VerificationError, match="'099999' stands twice"):
+        parse(data.encode(), "here")
+    assert time.process_time() - begun < 3
 
 
 @settings(max_examples=200, deadline=None)
