@@ -14,8 +14,8 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, TYPE_CHECKING, Any
 
-from pipelines.commands import added_commands, load_command, split
-from pipelines.errors import TapeoutError
+from pipelines.commands import added_commands, load_command, needs_no_project, split
+from pipelines.errors import ConfigError, TapeoutError
 from pipelines.loading import load_from_source
 from pipelines.options import COMMANDS, KEEP, parse, parse_common
 from pipelines.project import Project, find_project
@@ -30,14 +30,17 @@ def main(arguments: list[str] | None = None) -> int:
 
     Stopped by SIGINT or SIGTERM it returns 130 or 143.
     """
+    words = sys.argv[1:] if arguments is None else arguments
     set_threshold(50_000)  # a plan is many small objects and little garbage: a fifth of a build's time
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
     try:
-        status = command(sys.argv[1:] if arguments is None else arguments)
+        status = command(words)
         sys.stdout.flush()  # here, where it is known what to do if nobody reads it any more
         return status
     except TapeoutError as error:
+        if "--json" in words and split(words)[1] not in COMMANDS:
+            print(json.dumps({"error": error.message, "hint": error.hint}))
         print(f"tapeout: {error}", file=sys.stderr)
         return error.exit_status
     except BrokenPipeError:  # what reads our output has seen enough; what is still buffered goes nowhere
@@ -57,7 +60,13 @@ def command(arguments: list[str]) -> int:
     before, name, after = split(arguments)
     added = added_commands() if name and name not in COMMANDS else {}
     if name in added:
-        project = opened_project(parse_common(before, name))
+        common = parse_common(before, name)
+        try:
+            project = opened_project(common)
+        except ConfigError:
+            if not needs_no_project(load_command(added[name])):
+                raise
+            project = Project(Path(common.project).resolve())
         return load_command(added[name])(after, project)
     options = parse(arguments)
     project = opened_project(options)

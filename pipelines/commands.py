@@ -41,6 +41,16 @@ def load_command(entry: EntryPoint) -> Command:
     return command
 
 
+def anywhere(command: Command) -> Command:
+    """Mark a command that needs no project: outside of one it is given the folder that it is called in."""
+    vars(command)["needs_no_project"] = True
+    return command
+
+
+def needs_no_project(command: Command) -> bool:
+    return bool(getattr(command, "needs_no_project", False))
+
+
 def summaries() -> dict[str, str]:
     """Return {added command: the first line of what it says of itself}."""
     found = {}

@@ -13,7 +13,7 @@ from typing import IO
 from pipelines.errors import StoreError, UnwritableError
 
 NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-FULL = "free some disk space and build again; what was finished is kept"
+FULL = "free some disk space and run it again; what was finished is kept"
 CLOSED = "make the folder writable and build again"
 IN_THE_WAY = "a file lies where a folder is needed: move it away and build again"
 HINTS = {

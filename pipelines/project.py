@@ -23,7 +23,7 @@ def find_project(start: Path, config_dirs: tuple[Path, ...] = ()) -> Project:
     else:
         raise ConfigError(
             f"no project here: neither {start} nor a parent of it holds conf/ and pyproject.toml",
-            hint="go to the project's folder, or name it with --project DIR",
+            hint="go to the project's folder, or name it before the command: tapeout --project DIR COMMAND",
         )
     for config_dir in config_dirs:
         if not config_dir.is_dir():

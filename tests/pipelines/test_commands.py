@@ -1,5 +1,6 @@
 """Commands that are added through entry points."""
 
+import json
 import subprocess
 import sys
 from importlib.metadata import EntryPoint, EntryPoints
@@ -55,6 +56,21 @@ def test_what_comes_after_its_name_is_the_commands_own(added, capsys):
 def test_mistakes_are_one_message(added, capsys, arguments, message):
     assert cli.main(["--project", str(added), *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_mistake_is_a_document_where_one_was_asked_for(added, capsys):
+    assert cli.main(["--project", str(added), "greet", "--wrong", "--json"]) == 2
+    assert json.loads(capsys.readouterr().out) == {"error": "a greeting has no --wrong", "hint": "leave it out"}
+
+
+def test_a_command_may_need_no_project(added, capsys, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "pyproject.toml").unlink()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert cli.main(["greet"]) == 2 and "no project here" in capsys.readouterr().err
+    monkeypatch.setitem(vars(greet), "needs_no_project", False)
+    commands.anywhere(greet)
+    assert cli.main(["greet"]) == 3 and capsys.readouterr().out == "elsewhere\n"
 
 
 def test_a_built_in_command_is_not_replaced(added, capsys):

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.commands import anywhere
 from pipelines.errors import ConfigError, suggestion
 from pipelines.project import Project
 from stages.release.commands.parser import Parser
@@ -29,6 +30,7 @@ DECISIONS = ("promote", "rollback", "continue", "check")
 WORDS = {"promote": "PROMOTE", "rollback": "ROLL BACK", "continue": "CONTINUE", "check": "CHECK"}
 
 
+@anywhere
 def ab(arguments: list[str], project: Project) -> int:
     """say whether an experiment's outcomes promote the challenger: a test that may be looked at any time"""
     options = parse(arguments)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.commands import anywhere
 from pipelines.errors import ConfigError
 from pipelines.project import Project
 from stages.release.commands.parser import Parser
@@ -26,6 +27,7 @@ STATUS = {
 MIB = 1 << 20
 
 
+@anywhere
 def fetch(arguments: list[str], project: Project) -> int:
     """get what a channel of an update repository has for a device, verified, into a folder"""
     options = parse(arguments)

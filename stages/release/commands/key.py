@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import IO, Any
 
+from pipelines.commands import anywhere
 from pipelines.errors import ConfigError
 from pipelines.files import write_whole
 from pipelines.project import Project
@@ -23,6 +24,7 @@ NEW_PASSPHRASE = "TAPEOUT_NEW_PASSPHRASE"
 SHORTEST = 8  # characters of a passphrase
 
 
+@anywhere
 def key(arguments: list[str], project: Project) -> int:
     """make a key that signs, show one, change its passphrase"""
     action, others = action_of("key", arguments, ACTIONS)

@@ -6,11 +6,13 @@ import argparse
 import json
 from pathlib import Path
 
+from pipelines.commands import anywhere
 from pipelines.errors import ConfigError
 from pipelines.project import Project
 from stages.release.commands.parser import Parser
 
 
+@anywhere
 def pack(arguments: list[str], project: Project) -> int:
     """write BUNDLES as archives, the same bytes anywhere; 'tapeout release create' does this, and signs and records"""
     options = parse(arguments)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from pipelines.errors import ConfigError, nearest, suggestion
 
@@ -14,10 +14,21 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, command: str, description: str) -> None:
         super().__init__(prog=f"tapeout {command}", description=description, allow_abbrev=False)
 
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse; an option that is none is told of before one that is missing: it may be that one, mistyped."""
+        for word in args or ():
+            name = word.partition("=")[0]
+            if word == "--":
+                break
+            if word.startswith("--") and name not in self._option_string_actions:
+                self.error(f"unrecognized arguments: {name}")
+        return super().parse_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         words = message.rpartition(": ")[2].split()
         guess = nearest(words[0], self._option_string_actions) if message.startswith("unrecognized") else ""
-        raise ConfigError(f"{self.prog}: {message}", hint=guess or f"'{self.prog} --help' lists its options")
+        name = self.prog.removeprefix("tapeout ")
+        raise ConfigError(f"{name}: {message}", hint=guess or f"'{self.prog} --help' lists its options")
 
 
 def action_of(command: str, arguments: list[str], actions: dict[str, str]) -> tuple[str, list[str]]:

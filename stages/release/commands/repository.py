@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.commands import anywhere
 from pipelines.errors import ConfigError
 from pipelines.files import storing
 from pipelines.project import Project
@@ -28,6 +29,7 @@ ACTIONS = {
 }
 
 
+@anywhere
 def repository(arguments: list[str], project: Project) -> int:
     """the update repository's roles: init, refresh, rotate, sign, channel, status"""
     action, rest = action_of("repository", arguments, ACTIONS)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.commands import anywhere
 from pipelines.errors import ConfigError, VerificationError
 from pipelines.project import Project
 from stages.release.commands.parser import Parser
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from stages.release.signing.verifying import Verified
 
 
+@anywhere
 def verify(arguments: list[str], project: Project) -> int:
     """rehash a BUNDLE, check who signed it and where it comes from; without one, the store and the workspace"""
     options = parse(arguments)
@@ -84,7 +86,10 @@ def given(options: argparse.Namespace) -> Iterator[str]:
 def verify_project(project: Project, options: argparse.Namespace) -> int:
     """Print what is damaged in the store and the workspace; exit status 1 if anything is."""
     from pipelines.checkout import opened
+    from pipelines.project import find_project
     from pipelines.verify import verify_store, verify_workspace
+
+    find_project(project.root)  # raises where this is none
 
     with opened(project, waiting) as checkout:
         damaged = [*verify_store(checkout), *verify_workspace(checkout)]
@@ -136,12 +141,17 @@ def noted(verified: Verified, project: Project) -> dict[str, Any] | None:
 
 
 def document(verified: Verified, differences: list[str] | None) -> dict[str, Any]:
-    """Return what was verified, as --json prints it."""
+    """Return what was verified, as --json prints it.
+
+    verified: a trusted key or identity has signed it, every file is as the manifest says, and a second build, if one was
+    asked for, gave the same. An unsigned bundle is never that, though its files may be right and the exit status 0.
+    """
     from stages.release.signing.statement import builder_of, source_of
 
     manifest = verified.manifest
     told: dict[str, Any] = {
-        "verified": not differences,
+        "verified": bool(verified.signed_by or verified.identity) and not differences,
+        "files": "as the manifest says",
         "damaged": [],
         "name": manifest.name,
         "version": manifest.version,

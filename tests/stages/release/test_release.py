@@ -273,7 +273,7 @@ def test_an_arm_ends_and_a_rollback_works_whatever_has_become_of_the_archives(th
         (["promote", "1.0.1", "--channel", "stable"], 2, "did you mean '1.0.0'"),
         (["rollback", "--channel", "stable"], 2, "there is no channel 'stable'"),
         (["promote", "1.0.0", "--channel", "stable", "--share", "10"], 1, "promote a release without --share first"),
-        (["promote", "1.0.0", "--chanel", "stable"], 2, "tapeout release promote"),
+        (["promote", "1.0.0", "--chanel", "stable"], 2, "did you mean '--channel'"),
         (["promte"], 2, "did you mean 'promote'"),
         ([], 2, "needs an action"),
     ],
