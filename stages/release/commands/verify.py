@@ -143,7 +143,7 @@ def noted(verified: Verified, project: Project) -> dict[str, Any] | None:
 def document(verified: Verified, differences: list[str] | None) -> dict[str, Any]:
     """Return what was verified, as --json prints it.
 
-    verified: a trusted key or identity has signed it, every file is as the manifest says, and a second build, if one was
+    verified: a trusted key or identity has signed it, every file is as the manifest says, and a second build, if it was
     asked for, gave the same. An unsigned bundle is never that, though its files may be right and the exit status 0.
     """
     from stages.release.signing.statement import builder_of, source_of

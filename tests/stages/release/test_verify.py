@@ -105,13 +105,14 @@ def test_unsigned(archived: bool, tmp_path: Path, capsys: pytest.CaptureFixture[
         pack(tmp_path / "pixel-8", path)
     status, told = run([str(path)], tmp_path, capsys)
     assert status == 0 and told["signed_by"] == [] and UNSIGNED in told["notes"]
+    assert told["verified"] is False and told["files"] == "as the manifest says" and told["damaged"] == []
     assert command([str(path)], Project(tmp_path)) == 0
     assert "NOT signed: every file is as the manifest says, but who made it is not proven" in capsys.readouterr().out
     trust(tmp_path, "release")
     status, told = run([str(path)], tmp_path, capsys)
     assert status == 1 and "nobody signed it" in told["error"] and "--unsigned" in told["hint"]
     status, told = run([str(path), "--unsigned"], tmp_path, capsys)
-    assert status == 0 and UNSIGNED in told["notes"]
+    assert status == 0 and UNSIGNED in told["notes"] and told["verified"] is False
 
 
 def test_without_provenance_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
