@@ -48,7 +48,8 @@ def sign_envelope(payload: bytes, payload_type: str, keys: Sequence[SigningKey])
 def open_envelope(data: bytes, payload_type: str, keys: Sequence[PublicKey], where: str) -> Opened:
     """Return the payload of an envelope that one of the keys, at least, has signed. where: names it in messages.
 
-    Raises VerificationError, also where the signature of any of the keys is wrong.
+    Raises VerificationError, also where the signature of any of the keys is wrong, or is not the one form of it that
+    this module writes: with another form, the same envelope would have another sha256.
     """
     envelope = read_envelope(data, where)
     if envelope.payload_type != payload_type:
@@ -61,6 +62,12 @@ def open_envelope(data: bytes, payload_type: str, keys: Sequence[PublicKey], whe
         if not key.verify(envelope.signatures[key.keyid], signed):
             raise VerificationError(
                 f"{where}: the signature of {key.title} does not belong to it: it was changed after signing", hint=AGAIN
+            )
+        if not key.has_one_form(envelope.signatures[key.keyid]):
+            raise VerificationError(
+                f"{where}: the signature of {key.title} has a high s, and is expected with the low one: somebody has "
+                "rewritten it, or another tool has signed",
+                hint=f"{AGAIN}, or sign it again ('tapeout sign', 'tapeout release')",
             )
     if not found:
         raise VerificationError(

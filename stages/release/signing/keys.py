@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 KINDS = {"p256": "ECDSA over P-256, with SHA-256", "ed25519": "Ed25519"}
 PASSPHRASE = "TAPEOUT_PASSPHRASE"
 MAXIMUM = 64 << 10  # bytes of a key file
+ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551  # of P-256's group: FIPS 186-4, D.1.2.3
 SCHEMES = {"p256": ("ecdsa", "ecdsa-sha2-nistp256"), "ed25519": ("ed25519", "ed25519")}
 NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 MAKE_ONE = "'tapeout key new FILE' makes a pair: FILE, which signs, and FILE.pub, which verifies"
@@ -54,6 +55,11 @@ class PublicKey:
             return False
         return True
 
+    def has_one_form(self, signature: bytes) -> bool:
+        """Say whether a signature that verifies is the one of the two that `SigningKey.sign` would give: P-256 takes
+        (r, s) and (r, n - s), and whoever has one can make the other without the key. Ed25519 has one alone."""
+        return self.kind != "p256" or low_s(signature) == signature
+
     def tuf_key(self) -> Key:
         """Return the key as TUF's metadata holds it."""
         from securesystemslib.signer import SSlibKey
@@ -74,9 +80,9 @@ class SigningKey:
     private: Any = field(compare=False, repr=False)
 
     def sign(self, data: bytes) -> bytes:
-        """Return a signature, the same each time: P-256's nonce follows from the data (RFC 6979)."""
+        """Return a signature, the same each time: P-256's nonce follows from the data (RFC 6979), and s is low."""
         signature: bytes = self.private.sign(data, *algorithm(self.public.kind, signs=True))
-        return signature
+        return low_s(signature) if self.public.kind == "p256" else signature
 
     def tuf_signer(self) -> Signer:
         """Return what python-tuf signs with."""
@@ -287,6 +293,14 @@ def algorithm(kind: str, signs: bool = False) -> list[Any]:
     from cryptography.hazmat.primitives.hashes import SHA256
 
     return [ec.ECDSA(SHA256(), deterministic_signing=signs)]
+
+
+def low_s(signature: bytes) -> bytes:
+    """Return a P-256 signature in DER with the lower of its two s. Raises ValueError for what is none."""
+    from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
+
+    r, s = decode_dss_signature(signature)
+    return encode_dss_signature(r, min(s, ORDER - s))
 
 
 def unsupported(path: Path, kind: str) -> ConfigError:

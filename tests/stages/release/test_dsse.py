@@ -7,10 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 from securesystemslib.dsse import Envelope
 
 from pipelines.errors import VerificationError
 from stages.release.signing.dsse import IN_TOTO, open_envelope, pae, peek_envelope, sign_envelope
+from stages.release.signing.keys import ORDER
 from tests.stages.release.signed import key
 
 PAYLOAD = b'{"a": 1}'
@@ -58,6 +60,12 @@ def other_bits(value: dict[str, Any]) -> None:
     assert base64.b64decode(value["payload"], validate=True) == PAYLOAD
 
 
+def high_s(value: dict[str, Any]) -> None:
+    """Put (r, n - s) for (r, s): as good a signature, made without the key."""
+    r, s = decode_dss_signature(base64.b64decode(value["signatures"][0]["sig"]))
+    value["signatures"][0]["sig"] = base64.b64encode(encode_dss_signature(r, ORDER - s)).decode()
+
+
 SIGNATURE = {"keyid": "a", "sig": "QQ=="}
 CASES: dict[str, tuple[bytes, str]] = {
     "nothing": (b"", "not JSON"),
@@ -103,6 +111,7 @@ CASES: dict[str, tuple[bytes, str]] = {
         edited(lambda value: value["signatures"][0].update(sig="QQ==")),
         "it was changed after signing",
     ),
+    "the other form of a signature": (edited(high_s), "has a high s, and is expected with the low one"),
     "a key of somebody else's": (sign_envelope(PAYLOAD, IN_TOTO, [key("third")]), "signed by no key that is trusted"),
     "a false id": (
         edited(lambda value: value["signatures"][0].update(keyid=key("third").public.keyid)),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from securesystemslib.exceptions import UnverifiedSignatureError
 from securesystemslib.signer import SSlibKey
@@ -15,7 +16,7 @@ from pipelines.errors import ConfigError
 from pipelines.project import Project
 from stages.release.commands.key import key as command
 from stages.release.layout import Releases
-from stages.release.signing.keys import KINDS, load_public_key, load_signing_key, new_key, trusted_keys
+from stages.release.signing.keys import KINDS, ORDER, load_public_key, load_signing_key, new_key, trusted_keys
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -27,6 +28,14 @@ def test_a_key_signs_alike_each_time_and_its_public_half_verifies(kind: str, tmp
     assert public.verify(signature, b"data") and public.kind == kind and public.name == "key"
     assert not public.verify(signature, b"other") and not public.verify(signature[:-1], b"data")
     assert not new_key(tmp_path / "other", kind).public.verify(signature, b"data")
+
+
+def test_a_signature_of_p256_has_a_low_s(tmp_path: Path) -> None:
+    made = new_key(tmp_path / "key")
+    for number in range(32):
+        signature = made.sign(b"%d" % number)
+        assert decode_dss_signature(signature)[1] <= ORDER // 2
+        assert made.public.verify(signature, b"%d" % number) and made.public.has_one_form(signature)
 
 
 @pytest.mark.parametrize("kind", KINDS)
