@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import quote, urljoin, urlsplit, urlunsplit
 from urllib.request import url2pathname
 
 from pipelines.errors import ConfigError, UpdateError, VerificationError
@@ -23,7 +23,10 @@ from stages.release.manifest import sha256_of
 
 CHUNK = 256 << 10  # bytes that are read at once
 GAIN = 64 << 10  # bytes: an attempt that brings fewer counts as one that failed
+SPARE = 1 << 20  # bytes that may come for one file, beyond twice its size, before its server is given up
+REDIRECTS = 5  # in a row
 LEAST = 500  # bytes a second; a server that is slower, over a whole timeout, is given up
+ADDRESSES = "http://..., https://... or a folder's path"
 STAYS = "what is in place stays; try again later, what came is kept"
 PROGRESS = Callable[[int], object]  # is told how many bytes came
 
@@ -78,11 +81,15 @@ class Source(Protocol):
 
 def open_source(url: str, patience: Patience | None = None) -> Source:
     """Return the source for http(s)://..., file://... or a folder's path. Raises ConfigError for anything else."""
-    patience, parts = patience or Patience(), urlsplit(url)
+    patience = patience or Patience()
+    try:
+        parts = urlsplit(url)
+    except ValueError as cause:
+        raise ConfigError(f"{url} is no address of a repository: {cause}", hint=ADDRESSES) from cause
     if parts.scheme in ("http", "https") and parts.netloc:
         return HTTPSource(url, patience)
     if "://" in url and parts.scheme != "file":
-        raise ConfigError(f"{url} is no address of a repository", hint="http://..., https://... or a folder's path")
+        raise ConfigError(f"{url} is no address of a repository", hint=ADDRESSES)
     return FolderSource(Path(url2pathname(parts.path) if parts.scheme == "file" else url), patience)
 
 
@@ -113,11 +120,12 @@ def download(source: Source, path: str, partial: Path, size: int, sha256: str, s
     Raises VerificationError where the server sends anything but the `size` bytes with this sha256 (`partial` is then
     removed), UpdateError where it cannot be had (`partial` keeps what came).
     """
+    most = source.received + 2 * size + SPARE
     while True:
         with partial.open("ab") as file:
             began = file.seek(0, os.SEEK_END)
         if began < size:
-            fill(source, path, partial, size, said)
+            fill(source, path, partial, size, most, said)
         if partial.stat().st_size == size and sha256_of(partial) == sha256:
             return
         partial.unlink()
@@ -128,23 +136,26 @@ def download(source: Source, path: str, partial: Path, size: int, sha256: str, s
             )
 
 
-def fill(source: Source, path: str, partial: Path, size: int, said: PROGRESS) -> None:
-    """Append to `partial` until it has `size` bytes. Raises VerificationError and UpdateError."""
-    failed, pause = 0, source.patience.pause
+def fill(source: Source, path: str, partial: Path, size: int, most: int, said: PROGRESS) -> None:
+    """Append to `partial` until it has `size` bytes. most: what the source may have received by then.
+
+    What comes again after it was dropped is no progress. Raises VerificationError and UpdateError.
+    """
+    failed, pause, held = 0, source.patience.pause, partial.stat().st_size
     while True:
-        began = partial.stat().st_size
         try:
-            append(source, path, partial, size, said)
+            append(source, path, partial, size, most, said)
             return
         except Cut as cut:
             have = partial.stat().st_size
-            failed = 0 if have - began >= GAIN else failed + 1
+            failed = 0 if have - held >= GAIN else failed + 1
+            held = max(held, have)
             if failed >= source.patience.attempts:
                 raise UpdateError(f"{cut.message}, with {have} of {size} bytes here", hint=STAYS) from cut
         time.sleep(pause * 2 ** max(failed - 1, 0))
 
 
-def append(source: Source, path: str, partial: Path, size: int, said: PROGRESS) -> None:
+def append(source: Source, path: str, partial: Path, size: int, most: int, said: PROGRESS) -> None:
     """Append what one connection brings. Raises Cut where that was not all."""
     have = partial.stat().st_size
     with source.stream(path, have) as stream, partial.open("r+b") as file:
@@ -170,6 +181,11 @@ def append(source: Source, path: str, partial: Path, size: int, said: PROGRESS) 
                 )
             file.write(chunk)
             said(len(chunk))
+            if have < size and source.received >= most:
+                raise UpdateError(
+                    f"{source.where}: {path} has {size} bytes, of which it sends the same ones again and again",
+                    hint=STAYS,
+                )
     if have < size:
         raise Cut(f"{source.where}: the connection was cut in {path}", hint=STAYS)
 
@@ -229,19 +245,15 @@ class HTTPSource:
     """A repository behind a web server or a CDN; proxies and certificates as `requests` finds them."""
 
     def __init__(self, url: str, patience: Patience) -> None:
-        import requests
+        from stages.release.client.connecting import Session
 
         self.base, self.where, self.patience, self.received = url.rstrip("/"), without_password(url), patience, 0
-        self.session = requests.Session()
-        self.session.max_redirects = 5
+        self.session = Session()
 
     @contextlib.contextmanager
     def stream(self, path: str, start: int) -> Iterator[Stream]:
         headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
-        with self.refusals(path):
-            response = self.session.get(
-                f"{self.base}/{quote(path)}", headers=headers, stream=True, timeout=self.patience.timeout
-            )
+        response = self.answer(path, headers)
         with contextlib.closing(response):
             if response.status_code == 416:
                 yield Stream(None, None, iter(()))
@@ -258,6 +270,19 @@ class HTTPSource:
                 )
             begins, promised = place_of(response)
             yield Stream(begins, promised, self.chunks(response, path))
+
+    def answer(self, path: str, headers: dict[str, str]) -> Any:
+        """Return the answer for a path, whose body is still to be read, from wherever redirects lead."""
+        url = f"{self.base}/{quote(path)}"
+        for _ in range(REDIRECTS + 1):
+            with self.refusals(path):
+                response = self.session.get(url, headers=headers, stream=True, timeout=self.patience.timeout)
+                target = self.session.target(response)
+            if target is None:
+                return response
+            response.close()
+            url = redirected(url, target, f"{self.where}: {path}")
+        raise UpdateError(f"{self.where}: {path} is redirected more than {REDIRECTS} times", hint=STAYS)
 
     def close(self) -> None:
         self.session.close()
@@ -281,6 +306,21 @@ class HTTPSource:
             raise Cut(f"{self.where}: no answer for {path} in {self.patience.timeout:g} s", hint=STAYS) from cause
         except (requests.RequestException, HTTPError, OSError, ValueError) as cause:
             raise Cut(f"{self.where}: the connection was cut in {path}: {words_of(cause)}", hint=STAYS) from cause
+
+
+def redirected(url: str, target: str, where: str) -> str:
+    """Return where a redirect leads. Raises UpdateError for anything but http and https, and where it gives up TLS."""
+    try:
+        parts, before = urlsplit(urljoin(url, target)), urlsplit(url)
+    except ValueError as cause:
+        raise UpdateError(f"{where} is redirected to no address: {cause}", hint=STAYS) from cause
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise UpdateError(f"{where} is redirected to another scheme than http: {ascii(target)[:200]}", hint=STAYS)
+    if before.scheme == "https" and parts.scheme == "http":
+        raise UpdateError(f"{where} is redirected from https to http", hint="nothing is asked for there; " + STAYS)
+    if parts.netloc == before.netloc.rpartition("@")[2]:
+        parts = parts._replace(netloc=before.netloc)  # the same server, which may have asked for a password
+    return urlunsplit(parts)
 
 
 def place_of(response: Any) -> tuple[int | None, int | None]:

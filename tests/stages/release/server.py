@@ -23,7 +23,7 @@ class Fault:
 
     cut: the connection ends after so many bytes. status: an error instead. ranges: whether parts can be had. length:
     what is announced instead of the true length. data: what is sent instead. more: sent after the end. pause: seconds
-    after each `piece` bytes. headers: beside the others.
+    after each `piece` bytes. headers: beside the others. drip: sent instead of any answer; then "x", byte by byte.
     """
 
     path: str = ""
@@ -37,6 +37,7 @@ class Fault:
     pause: float = 0.0
     piece: int = 1 << 16
     headers: dict[str, str] = field(default_factory=dict)
+    drip: bytes = b""
 
 
 class Server:
@@ -91,6 +92,21 @@ def handler(server: Server) -> type[BaseHTTPRequestHandler]:
                 return
             fault = server.fault(path)
             file = server.folder / path
+            if fault.drip:
+                self.close_connection = True
+                with contextlib.suppress(OSError):
+                    self.wfile.write(fault.drip)
+                    for _ in range(300):
+                        self.wfile.write(b"x")
+                        time.sleep(0.01)
+                return
+            if fault.status in (301, 302):
+                self.send_response(fault.status)
+                for name, value in fault.headers.items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
             if fault.status or (fault.data is None and not file.is_file()):
                 self.send_error(fault.status or 404)
                 return

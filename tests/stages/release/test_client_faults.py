@@ -5,20 +5,25 @@ After each a whole, verified version is in place, the old or the new one, and a 
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 import random
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipelines.errors import UpdateError, VerificationError
-from tests.stages.release.server import UNTOLD, Fault, Server
+from stages.release.client.downloading import CHUNK, SPARE, Patience, download, open_source, read, redirected
+from tests.stages.release.server import UNTOLD, Fault, Server, serving
 from tests.stages.release.shelf import DEVICE
-from tests.stages.release.world import NEW, OLD, Refused, World, few, recovers, refuses, whole
+from tests.stages.release.world import NEW, OLD, QUICK, Refused, World, few, recovers, refuses, whole
 
 
 @pytest.fixture
@@ -51,7 +56,7 @@ BLOBS: dict[str, tuple[Callable[[bytes], Fault], type[Refused], str]] = {
     "goes on for ever": (lambda data: Fault(more=b"x" * 99_999, length=UNTOLD), VerificationError, "goes on after the"),
     "cut again and again": (lambda data: Fault(cut=7), UpdateError, "of 50000 bytes here"),
     "compressed": (lambda data: Fault(headers={"Content-Encoding": "gzip"}), UpdateError, "comes compressed"),
-    "sent in a circle": (lambda data: Fault(status=302, headers={"Location": "/"}), UpdateError, "HTTP 302"),
+    "sent nowhere": (lambda data: Fault(status=302), UpdateError, "HTTP 302"),
 }
 
 
@@ -119,6 +124,68 @@ def test_no_repository_at_the_address(world: World) -> None:
     for url in (f"{world.server.url}/nowhere", str(world.path / "nowhere")):
         with pytest.raises(UpdateError, match="there is no update repository"):
             world.client(url=url).update()
+
+
+def test_a_server_that_takes_back_what_it_sent(tmp_path: Path) -> None:
+    """It cuts the file, answers the rest with HTTP 416, and sends the beginning again: for ever, and ever longer."""
+    data, partial = random.Random(3).randbytes(1 << 20), tmp_path / "partial"
+    (tmp_path / "served").mkdir()
+    (tmp_path / "served/file").write_bytes(data)
+
+    def refused(step: int, said: str) -> int:
+        cuts = [min(70_000 + step * time, len(data) - 1) for time in range(40)]
+        faults = [(Fault(times=1, cut=cut), Fault(times=1, status=416)) for cut in cuts]
+        with serving(tmp_path / "served") as server:
+            server.faults = list(chain.from_iterable(faults))
+            source = open_source(server.url, QUICK)
+            with contextlib.closing(source), pytest.raises(UpdateError, match=said):
+                download(source, "file", partial, len(data), hashlib.sha256(data).hexdigest())
+        partial.unlink()
+        return source.received
+
+    assert refused(0, "cannot be resumed") == 2 * 70_000
+    assert refused(70_000, "the same ones again and again") <= 2 * len(data) + SPARE + CHUNK
+
+
+DRIPS = (b"HTTP/1.1 200 OK\r\nX-Slow: ", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5;")
+
+
+@pytest.mark.parametrize("head", DRIPS, ids=["headers", "the head of a chunk"])
+def test_a_server_that_sends_byte_by_byte(head: bytes, tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        server.faults = [Fault(drip=head)]
+        source, began = open_source(server.url, Patience(timeout=0.1, attempts=1)), time.monotonic()
+        with contextlib.closing(source), pytest.raises(UpdateError, match=r"cut|no answer"):
+            read(source, "metadata/timestamp.json", 1000)
+    assert time.monotonic() - began < 1
+
+
+@pytest.mark.parametrize(
+    ("location", "said"),
+    [
+        ("ftp://example.org/x", "another scheme than http: 'ftp"),
+        ("http://[::1", "redirected to no address"),
+        ("/metadata/timestamp.json", "redirected more than 5 times"),
+    ],
+)
+def test_a_redirect_that_is_not_followed(location: str, said: str, tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        server.faults = [Fault("metadata/", status=302, headers={"Location": location})]
+        source = open_source(server.url, QUICK)
+        with contextlib.closing(source), pytest.raises(UpdateError, match=said):
+            read(source, "metadata/timestamp.json", 1000)
+
+
+def test_a_redirect_is_followed_but_never_away_from_tls(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"found")
+    with serving(tmp_path) as server:
+        server.faults = [Fault("moved", status=301, headers={"Location": "/file"})]
+        source = open_source(server.url, QUICK)
+        with contextlib.closing(source):
+            assert read(source, "moved", 1000) == b"found"
+    assert redirected("https://a:b@x.org/1", "https://x.org/2", "") == "https://a:b@x.org/2"
+    with pytest.raises(UpdateError, match="from https to http"):
+        redirected("https://x.org/1", "http://x.org/2", "")
 
 
 # Metadata
