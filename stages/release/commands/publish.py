@@ -20,11 +20,13 @@ def publish(arguments: list[str], project: Project) -> int:
     from stages.release.history.history import History
     from stages.release.history.state import state_of
     from stages.release.layout import Releases
-    from stages.release.signing.keys import load_signing_key, trusted_keys
+    from stages.release.signing.keys import load_public_key, load_signing_key, trusted_keys
     from stages.release.updates import publishing
 
     releases = Releases(project)
-    trusted = trusted_keys(options.trusted, releases)
+    accepted = [load_public_key(path) for path in options.trusted]
+    trusted = [*accepted, *trusted_keys((), releases)]
+    trusted = list({key.keyid: key for key in trusted}.values())
     entries = History(releases.history).entries(trusted)
     keys = [load_signing_key(path) for path in options.keys]
     done = publishing.publish(
@@ -33,6 +35,7 @@ def publish(arguments: list[str], project: Project) -> int:
         state_of(entries),
         keys,
         trusted=trusted,
+        accepted=accepted,
         heads={entry.sequence: entry.digest for entry in entries},
         check=options.check,
         prune=options.prune,
@@ -65,7 +68,7 @@ def parser() -> Parser:
         nargs="+",
         action="extend",
         default=[],
-        help="whose signatures on releases count; by default releases/keys/*.pub",
+        help="a key that DIR does not know yet, and whose entries of the history are to be published all the same",
     )
     made.add_argument("--check", action="store_true", help="hash all blobs of served releases, and mend damaged ones")
     made.add_argument("--prune", action="store_true", help="then remove files that nothing leads to any more")

@@ -20,6 +20,7 @@ from stages.release.updates.adding import Added, add_release, read_manifest
 from stages.release.updates.publish_plan import HISTORY, Plan, planned, strangers
 from stages.release.updates.repository import PATIENCE, Repository, alone, commit, open_repository, settle
 from stages.release.updates.roles import ONLINE, channel_of, check_keys
+from stages.release.updates.signers import check_signers
 
 if TYPE_CHECKING:
     from stages.release.history.state import State
@@ -56,6 +57,7 @@ def publish(
     keys: Sequence[SigningKey],
     *,
     trusted: Sequence[PublicKey],
+    accepted: Sequence[PublicKey] = (),
     heads: Mapping[int, str] | None = None,
     now: datetime | None = None,
     check: bool = False,
@@ -65,11 +67,13 @@ def publish(
 ) -> Published:
     """Make the repository in `directory` what `state` says.
 
-    trusted: whose signatures on bundles count. heads: {sequence: digest} of the whole history, by which one that this
+    trusted: whose signatures on bundles count. accepted: whose new entries of the history count, besides those by the
+    keys of root, targets and channels. heads: {sequence: digest} of the whole history, by which one that this
     repository was not published from is told; another_history: that one was given up. check: hash all blobs, too.
     prune: remove what nothing leads to any more. patience: s to wait for another process. Raises VerificationError for
-    an archive or a repository that is not what was signed, and for a history that is shorter than the published one, or
-    another; ConfigError for a missing key, channel or archive; StoreError.
+    an archive or a repository that is not what was signed, for a history that is shorter than the published one, or
+    another, and for an entry by a key that is not known; GateError; ConfigError for a missing key, channel or archive;
+    StoreError.
     """
     moment = expiry.seconds(now)
     with alone(directory, patience):
@@ -77,6 +81,7 @@ def publish(
         strange = strangers(repository, state, heads or {state.sequence: state.digest})
         if strange and not another_history:
             raise next(iter(strange.values()))
+        check_signers(repository, releases, state, keys, accepted, tuple(strange))
         plan = planned(repository, releases, state, keys, moment, check)
         plan.marked = tuple(strange)
         notes = list(to_see_to(plan, repository, keys, moment))

@@ -17,6 +17,7 @@ import pytest
 from pipelines.errors import ConfigError, StoreError, VerificationError
 from stages.release.bundles.archive import open_archive
 from stages.release.commands.publish import publish
+from stages.release.commands.release import release
 from stages.release.commands.repository import repository
 from stages.release.deltas.delta import apply_delta
 from stages.release.manifest import parse
@@ -24,6 +25,7 @@ from stages.release.signing.dsse import peek_envelope
 from stages.release.signing.signing import sign_bundle
 from stages.release.updates.expiry import seconds
 from stages.release.updates.repository import alone
+from tests.stages.release.projects import trust
 from tests.stages.release.repositories import Kept, World, judge, make_world, released, tree
 
 DEVICES = ("pixel-8", "iphone-15-pro")
@@ -248,6 +250,59 @@ def test_a_history_that_was_given_up_for_another_is_published_when_asked_for(wor
     assert run(world, "--another-history") == 0
     assert judge(world).whole()["arms"] == []
     assert not world.publish().signed
+
+
+def by_another(world: World, *words: str) -> str:
+    """Have somebody who can write to git trust a key, and decide something with it; return the key's id."""
+    trust(world.project, world.key("stranger"))
+    assert release([*words, *world.words("stranger")], world.project) == 0
+    return world.keys("stranger")[0].public.keyid
+
+
+def test_who_can_write_to_git_cannot_decide_what_is_published(world: World) -> None:
+    keyid = by_another(world, "promote", "1.1.0", "--channel", "stable")
+    world.release("promote", "1.1.0", "--channel", "beta", "--new-channel")  # an honest entry vouches for that one
+    before = tree(world.directory)
+    with pytest.raises(VerificationError, match="which this update repository does not know") as caught:
+        run(world)
+    assert f"entry 4 (promote 1.1.0) is signed by the key {keyid} (releases/keys/stranger.pub)" in caught.value.message
+    assert "--trusted releases/keys/stranger.pub" in caught.value.hint
+    assert tree(world.directory) == before
+
+
+def test_a_new_key_is_accepted_by_name_until_that_is_published(world: World) -> None:
+    by_another(world, "promote", "1.1.0", "--channel", "stable")
+    assert run(world, "--trusted", str(world.folder / "releases/keys/stranger.pub")) == 0
+    assert judge(world).whole()["champion"]["version"] == "1.1.0"
+    world.release("rollback", "--channel", "stable")
+    assert run(world) == 0
+    assert judge(world).whole()["champion"]["version"] == "1.0.0"
+
+
+def test_a_key_that_the_repository_has_for_a_channel_is_known(world: World) -> None:
+    trust(world.project, world.key("stable"))
+    assert release(["promote", "1.1.0", "--channel", "stable", *world.words("stable")], world.project) == 0
+    assert run(world) == 0
+    assert judge(world).whole()["champion"]["version"] == "1.1.0"
+
+
+def test_the_online_key_decides_nothing(world: World) -> None:
+    trust(world.project, world.key("online"))
+    assert release(["promote", "1.1.0", "--channel", "stable", *world.words("online")], world.project) == 0
+    with pytest.raises(VerificationError, match="which this update repository does not know"):
+        run(world)
+
+
+def test_before_the_first_publication_the_keys_that_publish_are_known(world: World) -> None:
+    shutil.rmtree(world.directory)
+    words = ["--root-key", str(world.key("root-a")), "--channel", "stable", "beta"]
+    repository(["init", str(world.directory), *words], world.project)
+    with pytest.raises(VerificationError, match=r"entry 1 \(create 1.0.0\) is signed by the key"):
+        run(world, keys=("root-a",))
+    assert run(world, "--trusted", str(world.folder / "releases/keys/release.key.pub"), keys=("root-a",)) == 0
+    world.release("promote", "1.1.0", "--channel", "stable")
+    with pytest.raises(VerificationError, match=r"entry 4 \(promote 1.1.0\) is signed by the key"):
+        run(world, keys=("root-a",))
 
 
 def test_signatures_that_were_made_anew_are_published(world: World) -> None:
