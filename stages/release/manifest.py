@@ -26,6 +26,7 @@ MANIFEST_VERSION = 2
 SCHEMA = "urn:tapeout:manifest:2"
 MAXIMUM = 4 << 20  # bytes of a manifest
 AGAIN = "get the bundle again from where it came"
+WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")  # a name, version or device; the schema's "word"
 RESERVED = re.compile(r"(CON|PRN|AUX|NUL|CONIN\$|CONOUT\$|(COM|LPT)[0-9\u00b9\u00b2\u00b3]) *(\..*)?", re.IGNORECASE)
 
 

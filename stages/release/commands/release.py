@@ -14,6 +14,7 @@ from pipelines.config import TrackingConfig, load_config
 from pipelines.errors import ConfigError, suggestion
 from pipelines.project import Project
 from pipelines.provenance import read_statement
+from stages.release.bundles.folder import printable
 from stages.release.commands.parser import Parser, action_of
 from stages.release.history.decision import Decision, channels_of
 from stages.release.history.entry import Entry
@@ -63,7 +64,7 @@ def change(action: str, options: argparse.Namespace, project: Project, tracking:
     if options.json:
         print(json.dumps(changed_json(decision, entry, registry, why)))
     else:
-        print("\n".join(decision.lines))
+        print("\n".join(map(printable, decision.lines)))
         print(f"entry {entry.head}" if entry else "nothing to do, and nothing recorded")
     if why:
         note(f"MLflow's registry lags behind the history, until the next release command brings it up. Why: {why}")
@@ -302,4 +303,4 @@ def waiting() -> None:
 
 
 def note(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(printable(text), file=sys.stderr, flush=True)

@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pipelines.errors import VerificationError
-from stages.release.manifest import object_of
+from stages.release.bundles.folder import printable
+from stages.release.manifest import WORD, object_of
 
 ENTRY_VERSION = 1
 PAYLOAD_TYPE = "application/vnd.tapeout.release+json"
@@ -96,16 +97,41 @@ def parse(payload: bytes, where: str) -> Entry:
         raise bad(where, "'previous' must be a sha256, and 'time' a time in UTC")
     if not all(isinstance(value["who"].get(each), str) for each in ("keyid", "name")):
         raise bad(where, f"who is {value['who']!r}")
-    if not value["devices"] or not all(isinstance(device, str) for device in value["devices"]):
-        raise bad(where, f"devices is {value['devices']!r}")
+    check_words(value, where)
     if not all(is_release(each) for each in value["releases"].values()):
         raise bad(where, "a release of it has no sha256 of its bundle and archive")
     del value["entry_version"]
     return Entry(**{**value, "devices": tuple(value["devices"])})
 
 
+def check_words(value: Mapping[str, Any], where: str) -> None:
+    """Raise VerificationError unless whatever becomes part of a path is a word, as in a manifest."""
+    if not value["devices"]:
+        raise bad(where, "devices is [], expected one at least")
+    held = {
+        "name": [value["name"]],
+        "version": [value["version"]],
+        "devices": value["devices"],
+        "channel": [] if value["channel"] is None else [value["channel"]],
+        "releases": value["releases"],
+        "set": [
+            *value["set"],
+            *(device for each in value["set"].values() if isinstance(each, dict) for device in each),
+        ],
+    }
+    for member, words in held.items():
+        for word in words:
+            if not is_word(word):
+                raise bad(where, f"{member} holds {word!r}, expected letters, digits, and . _ + - after the first")
+
+
 def is_release(value: Any) -> bool:
     return isinstance(value, dict) and all(is_digest(value.get(each)) for each in ("bundle", "archive"))
+
+
+def is_word(value: Any) -> bool:
+    """Say whether this may be a device, a name or a version: they become parts of paths."""
+    return isinstance(value, str) and WORD.fullmatch(value) is not None
 
 
 def is_digest(value: Any) -> bool:
@@ -113,6 +139,8 @@ def is_digest(value: Any) -> bool:
 
 
 def bad(where: str, what: str) -> VerificationError:
+    """Return the error. what: may hold anybody's text."""
     return VerificationError(
-        f"{where}: {what}", hint="whoever has the key has signed it so; ask them, and do not release before you know"
+        f"{where}: {printable(what)}",
+        hint="whoever has the key has signed it so; ask them, and do not release before you know",
     )

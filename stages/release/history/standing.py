@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from stages.release.bundles.folder import printable
 from stages.release.history.entry import Entry
 from stages.release.history.history import Log
 from stages.release.history.rollout import share_of
@@ -114,8 +115,9 @@ def served(value: Mapping[str, Any]) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    """Yield rows in columns as wide as they must be; nothing where there are none."""
-    lines = [list(row) for row in rows]
+    """Yield rows in columns as wide as they must be; nothing where there are none. What a terminal would obey is
+    escaped: a reason or a name may be anybody's."""
+    lines = [list(map(printable, row)) for row in rows]
     if not lines:
         return
     widths = [max(len(line[column]) for line in [list(head), *lines]) for column in range(len(head))]

@@ -107,6 +107,16 @@ ATTACKS = {
         lambda k, x: [*x[:4], sign_envelope(b"{}", "application/vnd.in-toto+json", [k["a"]])], 5, "expected"),
     "an entry with more in it": (
         lambda k, x: [*x[:4], sign_envelope(b'{"entry_version":1,"more":1}', PAYLOAD_TYPE, [k["a"]])], 5, "members"),
+    "a device that is a path": (
+        lambda k, x: forged(k, x, 4, "a", devices=("../../x",)), 5, "devices holds '../../x'"),
+    "a version that is a path": (lambda k, x: forged(k, x, 4, "a", version="../x"), 5, "version holds '../x'"),
+    "a channel's device that is a path": (
+        lambda k, x: forged(k, x, 4, "a", set={"stable": {"../x": {}}}), 5, "set holds '../x'"),
+    "a release for another device": (
+        lambda k, x: forged(k, x, 4, "a", releases={"../x": {"bundle": "a" * 64, "archive": "a" * 64}}), 5,
+        "releases holds '../x'"),
+    "an action that a terminal obeys": (
+        lambda k, x: forged(k, x, 4, "a", action="\x1b[2J"), 5, "its action is '\\x1b[2J'"),
     "no JSON": (lambda k, x: [*x[:2], b"what is this", *x[3:]], 3, "not JSON"),
     "an empty line": (lambda k, x: [*x[:2], b"", *x[2:]], 3, "not JSON"),
 }  # fmt: skip

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from pipelines.cli import main
-from pipelines.errors import TapeoutError
+from pipelines.errors import ReleaseError, TapeoutError
 from pipelines.project import Project
 from pipelines.sealed import write_sealed
 from stages.release.commands import release as command
@@ -77,6 +77,14 @@ def three(made, tmp_path, capsys, monkeypatch):
 def copied(project: Project, folder: Path) -> Project:
     shutil.copytree(project.root, folder, dirs_exist_ok=True)
     return Project(folder)
+
+
+def test_a_lost_history_is_not_begun_anew(three):
+    Releases(three.project).history.unlink()
+    build(three.project, "pixel-8", "2.0.0")
+    with pytest.raises(ReleaseError, match="its history is lost"):
+        three("create", "pixel-8", "--version", "2.0.0")
+    assert not Releases(three.project).history.exists() or not Releases(three.project).history.read_bytes()
 
 
 def test_create_archives_signs_and_records_all_devices_of_the_last_build(run):
@@ -212,6 +220,13 @@ def test_the_life_of_a_release(three):
     assert "its end was cut off" in three.refused("history", "--expect", f"9{value['head'][1:]}", signed=False)
 
 
+def test_what_a_terminal_would_obey_is_escaped(three):
+    three("promote", "1.0.0", "--channel", "stable", "--who", "\x1b[1mme", "--reason", "\x1b]0;x\x07\u202eok\r")
+    history = three("history", signed=False)
+    assert "\\x1b[1mme" in history and "\\x1b]0;x\\x07\\u202eok\\r" in history
+    assert all(letter.isprintable() or letter == "\n" for letter in history)
+
+
 def test_history_of_a_channel_or_a_device(three):
     three("promote", "1.0.0", "--channel", "stable")
     three("promote", "1.1.0", "--channel", "beta", "--new-channel", "--device", "pixel-8")
@@ -331,7 +346,7 @@ def test_commands_of_four_processes_at_once_and_one_is_killed(three):
     lines = [line for seed in range(4) for line in (root / f"{seed}.out").read_text().splitlines()]
     said = [json.loads(line) for line in lines if line.endswith("}")]
     assert not any("Traceback" in (root / f"{seed}.err").read_text() for seed in range(4))
-    promised = {each["entry"]["sequence"]: each["entry"]["digest"] for each in said if each["entry"]}
+    promised = {each["entry"]["sequence"]: each["entry"]["digest"] for each in said if each.get("entry")}
     entries = {entry.sequence: entry for entry in entries_of(three.project)}
     assert len(promised) >= 9 and all(entries[number].digest == digest for number, digest in promised.items())
     unsaid = [entry for entry in entries.values() if entry.sequence > 4 and entry.sequence not in promised]
