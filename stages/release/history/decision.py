@@ -74,9 +74,10 @@ def found_release(state: State, version: str, device: str) -> Released:
 
 def check_version(state: State, version: str) -> None:
     if version not in state.versions():
+        known = suggestion(version, state.versions(), "releases")
         raise ConfigError(
             f"there is no release '{version}'",
-            hint=f"{suggestion(version, state.versions(), 'releases')}; 'tapeout release create' makes one",
+            hint=f"{known}; 'tapeout build package.version={version}', then 'tapeout release create', makes it",
         )
 
 

@@ -123,6 +123,8 @@ def resize(
         said = f"{name} {release.version} has {share_of(ranges):g} %, after {old.share:g} %"
     else:
         arms, said = [*now.arms, arm], f"{name} {release.version} has {share_of(ranges):g} %"
+    if wanted and release.version == now.champion.version:
+        said += ", the same release as the champion (an A/A test)"
     rest = 100 - sum(each.share for each in arms)
     changes.add(replace(now, arms=tuple(arms), salt=salt), f"{said}; champion {now.champion.version} {rest:g} %")
 

@@ -17,7 +17,7 @@ from stages.release.bundles.archive import pack
 from stages.release.history.accepting import check_gates, check_traced
 from stages.release.history.decision import Decision, once
 from stages.release.history.state import State
-from stages.release.layout import Releases, sidecars
+from stages.release.layout import ARCHIVE, Releases, sidecars
 from stages.release.manifest import NAME, Manifest, read
 from stages.release.signing.keys import SigningKey
 from stages.release.signing.signing import sign_bundle
@@ -105,6 +105,7 @@ def creation(releases: Releases, state: State, found: Sequence[Candidate], key: 
     version was released with other content.
     """
     version, name = found[0].manifest.version, found[0].manifest.name
+    check_history(releases, state, version)
     for each in found:
         check_new(state, each)
     made: dict[str, Mapping[str, Any]] = {}
@@ -123,9 +124,19 @@ def creation(releases: Releases, state: State, found: Sequence[Candidate], key: 
             if known is None:
                 made[each.device] = {"bundle": each.manifest.digest, "archive": digest, **marks(each)}
         else:
-            lines.append(f"{each.manifest.title}: released already")
+            lines.append(f"{each.manifest.title}: released already; the next: tapeout build package.version=VERSION")
     devices = tuple(made) or tuple(each.device for each in found)
     return Decision("create", name, version, devices, tuple(lines), releases=made, changes=bool(made))
+
+
+def check_history(releases: Releases, state: State, version: str) -> None:
+    """Raise ReleaseError where other versions were released here, and the history is empty: it was lost."""
+    others = {path.parent.name for path in releases.folder.glob(f"*/*{ARCHIVE}")} - {version}
+    if not state.releases and others:
+        raise ReleaseError(
+            f"{releases.history} is empty, and {', '.join(sorted(others))} was released from here: its history is lost",
+            hint="put it back (git checkout, or from the backup); to begin another history, move the old releases away",
+        )
 
 
 def check_new(state: State, candidate: Candidate) -> None:
