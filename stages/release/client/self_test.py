@@ -31,7 +31,7 @@ def self_test(folder: Path, seconds: float = SECONDS) -> str:
 
     Raises StageError where it does not work; UpdateError where the test was stopped from outside.
     """
-    words = [sys.executable, "-m", __name__, str(folder.resolve())]
+    words = [sys.executable, "-P", "-m", __name__, str(folder.resolve())]  # -P: the current folder has no say in it
     process = subprocess.Popen(
         words, env=environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )

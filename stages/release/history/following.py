@@ -100,7 +100,7 @@ def start(project: Project, uri: str, started: int) -> bool:
             return True
         with storing(log_of(project)), open(log_of(project), "wb") as log:
             subprocess.Popen(
-                [sys.executable, "-m", "stages.release.history.syncing", str(project.root), uri],
+                [sys.executable, "-P", "-m", "stages.release.history.syncing", str(project.root), uri],
                 cwd=project.root,
                 env=environment(),
                 stdin=subprocess.DEVNULL,

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipelines.errors import StageError, UpdateError
+from pipelines.project import Project
 from stages.release.client import self_test as module
 from stages.release.client.client import Client
 from stages.release.client.self_test import self_test
+from stages.release.history.following import start
 from tests.stages.release.runnable import asks, write_runnable
 from tests.stages.release.shelf import Shelf
 
@@ -65,6 +68,26 @@ def test_a_process_that_ends(way: str, changed: Path, tmp_path: Path, monkeypatc
     error, said = ENDS[way]
     with pytest.raises(error, match=said):
         self_test(changed)
+
+
+def test_the_current_folder_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "json.py").write_text("import os\nos._exit(7)\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StageError, match=r"FileNotFoundError.*manifest\.json"):
+        self_test(tmp_path)
+
+
+def test_nor_does_the_folder_of_a_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process that follows the history runs there; here it ends before it has come to MLflow."""
+    said = tmp_path / "said"
+    code = f"import pathlib, os, sys\npathlib.Path({str(said)!r}).write_text(str(sys.flags.safe_path))\nos._exit(0)\n"
+    (tmp_path / "sitecustomize.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert start(Project(tmp_path), "unused", 0)
+    end = time.monotonic() + 10
+    while not (said.exists() and said.read_text()) and time.monotonic() < end:
+        time.sleep(0.01)
+    assert said.read_text() == "True"
 
 
 @pytest.mark.slow
