@@ -28,7 +28,7 @@ from stages.release.client.clock import issued, judged, parsed
 from stages.release.client.downloading import STAYS, Refusal, Source, read
 from stages.release.client.twice import Twice
 from stages.release.updates.expiry import text
-from stages.release.updates.roles import channel_of, channel_role
+from stages.release.updates.roles import CHANNELS, channel_of, channel_role
 
 FIRST = "give the repository's first root metadata: --root FILE, or root= in Python; ask whoever publishes for it"
 KEYS = ("timestamp", "snapshot")
@@ -44,7 +44,7 @@ class Metadata:
     def digest(self, path: str) -> str | None:
         """Return the sha256 of a target, None where there is none of this path. Raises as `refresh` does."""
         with explained(self.updater, self.source):
-            found = self.updater.get_targetinfo(path)
+            found = self.found(path)
         if found is None:
             return None
         if not re.fullmatch(r"[0-9a-f]{64}", str(found.hashes.get("sha256"))):
@@ -54,7 +54,7 @@ class Metadata:
     def target(self, path: str, limit: int) -> bytes | None:
         """Return a target of at most `limit` bytes, or None where there is none of this path."""
         with explained(self.updater, self.source):
-            found = self.updater.get_targetinfo(path)
+            found = self.found(path)
             if found is None:
                 return None
             if found.length > limit:
@@ -63,6 +63,22 @@ class Metadata:
                 data = file.read()
                 found.verify_length_and_hashes(data)
             return bytes(data)
+
+    def found(self, path: str) -> TargetFile | None:
+        """Return what the metadata says of a target. What belongs to a channel is the channel's own role's to say: the
+        roles that python-tuf asks before it, the release key's above all, have no say in it."""
+        found: TargetFile | None = self.updater.get_targetinfo(path)
+        folder, _, rest = path.partition("/")
+        if folder != CHANNELS:
+            return found
+        role = channel_role(rest.partition("/")[0])
+        for name in self.updater.trusted.targets.targets:
+            if name.partition("/")[0] == CHANNELS:
+                raise usurped(self.source, "the targets metadata", name, "a channel's own role")
+        own = self.updater.trusted[role].targets.get(path) if role in self.updater.trusted else None
+        if found is not own:
+            raise usurped(self.source, "another role", path, f"the role {role}")
+        return found
 
     def channels(self) -> list[str]:
         """Return the channels that there are."""
@@ -76,6 +92,13 @@ class Metadata:
         targets = self.updater.trusted[role].targets if role in self.updater.trusted else {}
         names = (path.removeprefix(before).removesuffix(".json") for path in targets if path.startswith(before))
         return sorted(names)
+
+
+def usurped(source: Source, who: str, path: str, role: str) -> VerificationError:
+    return VerificationError(
+        f"{source.where}: {who} names {ascii(path)[1:-1]}, which {role} alone may name",
+        hint="somebody may have another role's key; nothing of it is used. " + STAYS,
+    )
 
 
 def refresh(folder: Path, source: Source, memory: Twice, root: bytes | None, now: datetime) -> Metadata:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tuf.api.metadata import DelegatedRole
 
 from pipelines.errors import UpdateError, VerificationError
 from stages.release.client.downloading import CHUNK, SPARE, Patience, download, open_source, read, redirected
@@ -317,6 +318,24 @@ def test_another_key_signs_nothing(role: str, updated: World) -> None:
     refuses(updated, VerificationError, "is not signed by enough of the keys that may sign it")
     keys[role] = right
     updated.shelf.commit()
+    recovers(updated)
+
+
+def test_the_release_key_cannot_name_what_a_channel_has(updated: World) -> None:
+    """Nor a role that it makes, which is asked before the channel's own."""
+    shelf, path = updated.shelf, f"channels/stable/{DEVICE}.json"
+    shelf.targets["targets"][path] = shelf.targets["channel-stable"][path]
+    shelf.commit()
+    refuses(updated, VerificationError, f"the targets metadata names {path}, which a channel's own role alone may name")
+    shelf.targets["rogue"] = {path: shelf.targets["targets"].pop(path)}
+    shelf.keys["rogue"], roles = shelf.keys["targets"], shelf.delegations.roles
+    shelf.delegations.keys[shelf.keys["rogue"].public_key.keyid] = shelf.keys["rogue"].public_key
+    rogue = DelegatedRole("rogue", [shelf.keys["rogue"].public_key.keyid], 1, False, ["channels/stable/*"])
+    shelf.delegations.roles = {"rogue": rogue, **roles}
+    shelf.commit()
+    refuses(updated, VerificationError, f"another role names {path}, which the role channel-stable alone may name")
+    shelf.delegations.roles = roles
+    shelf.commit()
     recovers(updated)
 
 
