@@ -243,6 +243,8 @@ def test_another_history_is_refused(world: World) -> None:
 def test_a_history_that_was_given_up_for_another_is_published_when_asked_for(world: World) -> None:
     promoted(world).publish()
     (world.folder / "releases/history.jsonl").unlink()
+    for version in ("1.0.0", "1.1.0"):
+        shutil.rmtree(world.folder / "releases" / version)
     released(world.project, "1.0.0", *DEVICES, files={"decoder.onnx.data": WEIGHTS})
     world.release("promote", "1.0.0", "--channel", "stable", "--new-channel")
     with pytest.raises(VerificationError):
