@@ -151,7 +151,16 @@ def history(options: argparse.Namespace, project: Project) -> int:
             raise ConfigError(f"nothing was released for '{device}'", hint=suggestion(device, devices, "devices"))
     entries = [entry for entry in log.entries if concerns(entry, options)]
     if options.json:
-        print(json.dumps({"head": log.head or None, "torn": log.torn, "entries": list(map(entry_json, entries))}))
+        print(
+            json.dumps(
+                {
+                    "head": log.head or None,
+                    "torn": log.torn,
+                    "unchecked": list(log.unchecked),
+                    "entries": list(map(entry_json, entries)),
+                }
+            )
+        )
     else:
         print("\n".join([*history_lines(entries), f"head {log.head}" if log.head else "no release yet"]))
     return 0
@@ -165,11 +174,15 @@ def concerns(entry: Entry, options: argparse.Namespace) -> bool:
 
 
 def read(options: argparse.Namespace, project: Project) -> tuple[Log, State]:
-    """Read the history, check --expect, and say what a killed command has left."""
+    """Read the history, check --expect, and say what nobody could check, and what a killed command has left."""
+    from stages.release.history.standing import unchecked_words
+
     releases = Releases(project)
     log = History(releases.history).read(trusted_keys(options.key, releases))
     if options.expect:
         check_expected(log, options.expect, str(releases.history))
+    if log.unchecked:
+        note(f"{releases.history}: {unchecked_words(log)}")
     if log.torn:
         note(
             f"{releases.history}: the {log.torn} bytes at its end are the unfinished entry of a killed command; it was "

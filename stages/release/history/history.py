@@ -6,7 +6,9 @@ history against it with --expect.
 
 A signer vouches for all that lies before: every writer verifies it first. So a key can be replaced: trust the new one
 too, sign the next entry with it, and then take the old one away; what that has signed before stays good, what it signs
-from then on is refused.
+from then on is refused. Keep the old public key in releases/keys/former: it is trusted with nothing new, and the old
+entries' signatures are checked against it. An entry of a key that is in neither place is held by the chain alone, the
+sha256 that a later trusted entry names; `Log.unchecked` counts it, and status and history say so.
 
 Writers come one at a time: the lock is held while the state is read, the decision is made, and its entry is written and
 on the disk. A line that a killed writer has left unfinished was never part of the history; the next writer drops it.
@@ -30,22 +32,25 @@ from pipelines.files import storing
 from stages.release.history.entry import FIRST, PAYLOAD_TYPE, Entry, parse
 from stages.release.manifest import object_of
 from stages.release.signing.dsse import Opened, open_envelope, read_envelope, sign_envelope
-from stages.release.signing.keys import PublicKey, SigningKey
+from stages.release.signing.keys import PublicKey, SigningKey, load_public_key
 
 RESTORE = "take the history from where it is whole (git, the update repository's operator), and find out who changed it"
 HEAD = re.compile(r"(\d+):([0-9a-f]{64})")
+FORMER = Path("keys", "former")  # beside the history: public keys that were trusted
 APPENDING = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
 
 
 @dataclass(frozen=True)
 class Log:
     """A history as it was read, all of it verified. torn: bytes at its end that a killed writer has left, never a whole
-    entry. size: bytes before them. ended: whether the last line has its newline."""
+    entry. size: bytes before them. ended: whether the last line has its newline. unchecked: sequences of entries whose
+    signature nobody could check, for want of the key."""
 
     entries: tuple[Entry, ...] = ()
     torn: int = 0
     size: int = 0
     ended: bool = True
+    unchecked: tuple[int, ...] = ()
 
     @property
     def head(self) -> str:
@@ -80,7 +85,7 @@ class Writing:
         line = sign_envelope(entry.payload(), PAYLOAD_TYPE, [key])
         write_line(self.path, self.log, line)
         entry = replace(entry, digest=hashlib.sha256(line).hexdigest())
-        self.log = Log((*self.log.entries, entry), 0, self.path.stat().st_size, True)
+        self.log = Log((*self.log.entries, entry), 0, self.path.stat().st_size, True, self.log.unchecked)
         return entry
 
     def check_key(self, key: SigningKey) -> None:
@@ -106,14 +111,15 @@ class History:
         return list(self.read(keys).entries)
 
     def read(self, keys: Sequence[PublicKey]) -> Log:
-        """Return the history, verified. Raises VerificationError, which names the line; StoreError."""
+        """Return the history, verified. Raises VerificationError, which names the line; ConfigError."""
         try:
             data = self.path.read_bytes()
         except FileNotFoundError:
             return Log()
         except OSError as cause:
             raise ConfigError(f"{self.path} cannot be read: {cause.strerror or cause}") from cause
-        return read(data, keys, str(self.path))
+        former = sorted(self.path.parent.joinpath(FORMER).glob("*.pub"))
+        return read(data, keys, str(self.path), [load_public_key(path) for path in former])
 
     @contextlib.contextmanager
     def writing(self, keys: Sequence[PublicKey], waiting: Callable[[], None] = lambda: None) -> Iterator[Writing]:
@@ -137,14 +143,15 @@ class History:
             os.close(lock)
 
 
-def read(data: bytes, keys: Sequence[PublicKey], where: str) -> Log:
-    """Return the history in the bytes. Raises VerificationError, which names the line."""
+def read(data: bytes, keys: Sequence[PublicKey], where: str, former: Sequence[PublicKey] = ()) -> Log:
+    """Return the history in the bytes. former: keys that were trusted. Raises VerificationError; it names the line."""
     lines = data.split(b"\n")
     rest = lines.pop()  # after the last newline: nothing, or what was not finished
     torn = len(rest) if rest and not is_whole(rest) else 0
     if rest and not torn:
         lines.append(rest)  # an editor took the newline
     entries: list[Entry] = []
+    unchecked: list[int] = []
     previous, doubt = FIRST, None
     for number, line in enumerate(lines, 1):
         place = f"{where}, line {number}"
@@ -152,12 +159,14 @@ def read(data: bytes, keys: Sequence[PublicKey], where: str) -> Log:
             opened, unknown = open_envelope(line, PAYLOAD_TYPE, keys, place), None
         except VerificationError as cause:
             opened, unknown = by_former_key(line, keys, place, cause), cause
+            if not has_signed(former, opened, line, place):
+                unchecked.append(number)
         entries.append(entry_in(opened, line, number, previous, place))
         previous = entries[-1].digest
         doubt = (doubt or unknown) if unknown else None  # a trusted key's entry vouches for those before it
     if doubt:
         raise VerificationError(doubt.message, hint=f"{doubt.hint}; or {RESTORE}") from doubt
-    return Log(tuple(entries), torn, len(data) - torn, torn > 0 or not rest)
+    return Log(tuple(entries), torn, len(data) - torn, torn > 0 or not rest, tuple(unchecked))
 
 
 def by_former_key(line: bytes, keys: Sequence[PublicKey], where: str, cause: VerificationError) -> Opened:
@@ -167,6 +176,15 @@ def by_former_key(line: bytes, keys: Sequence[PublicKey], where: str, cause: Ver
     if envelope.payload_type != PAYLOAD_TYPE or any(key.keyid in envelope.signatures for key in keys):
         raise VerificationError(cause.message, hint=f"{cause.hint}; or {RESTORE}") from cause
     return Opened(envelope.payload, tuple(envelope.signatures))
+
+
+def has_signed(former: Sequence[PublicKey], opened: Opened, line: bytes, where: str) -> bool:
+    """Say whether a key that was trusted has signed the line; False where none of its signers is known.
+
+    Raises VerificationError for a signature that is not such a key's.
+    """
+    known = [key for key in former if key.keyid in opened.keyids]
+    return bool(known) and bool(open_envelope(line, PAYLOAD_TYPE, known, where).keyids)
 
 
 def entry_in(opened: Opened, line: bytes, number: int, previous: str, where: str) -> Entry:

@@ -20,6 +20,7 @@ def status_json(state: State, log: Log) -> dict[str, Any]:
         "head": log.head or None,
         "entries": len(log.entries),
         "torn": log.torn,
+        "unchecked": list(log.unchecked),
         "channels": [channel_json(channel) for channel in ordered(state)],
         "releases": [
             {
@@ -68,6 +69,17 @@ def status_lines(state: State, log: Log) -> Iterator[str]:
             yield f"{title:<10} {version} for {', '.join(said(state, version, wanted))}"
     count = len(log.entries)
     yield f"history    {count} {'entry' if count == 1 else 'entries'}{f', head {log.head}' if count else ''}"
+
+
+def unchecked_words(log: Log) -> str:
+    """Say which entries have a signature that nobody could check, or ""."""
+    if not log.unchecked:
+        return ""
+    which = ", ".join(map(str, log.unchecked[:10])) + (", ..." if len(log.unchecked) > 10 else "")
+    return (
+        f"entries whose signature nobody could check: {len(log.unchecked)} ({which}): their key is trusted no more; "
+        "later entries name their sha256. With its .pub in releases/keys/former they are checked"
+    )
 
 
 def said(state: State, version: str, retired: bool) -> list[str]:

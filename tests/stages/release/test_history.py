@@ -155,6 +155,26 @@ def test_a_key_is_replaced_by_one_that_vouches_for_it(history, keys):
         history.entries(only_b)
 
 
+def test_entries_of_a_former_key_are_checked_against_it(history, keys):
+    """Entries 1, 3 and 5 are key a's, which is trusted no more."""
+    append(history, keys, "b")
+    only_b = [keys["b"].public]
+    assert history.read(only_b).unchecked == (1, 3, 5) and history.read(trusted(keys)).unchecked == ()
+    former = history.path.parent / "keys" / "former"
+    former.mkdir(parents=True)
+    (former / "a.pub").write_bytes(keys["a"].public.pem)
+    assert history.read(only_b).unchecked == () and len(history.entries(only_b)) == 6
+    lines = history.path.read_bytes().splitlines()
+    value = json.loads(lines[4])
+    value["signatures"][0]["sig"] = base64.b64encode(keys["stranger"].sign(b"x")).decode()
+    lines[4] = json.dumps(value, separators=(",", ":")).encode()
+    rewritten(history, forged(keys, lines, 5, "b"))  # by who has key b, over an entry that a never signed
+    with pytest.raises(VerificationError, match=r"line 5: the signature of a .* does not belong to it"):
+        history.entries(only_b)
+    (former / "a.pub").unlink()
+    assert history.read(only_b).unchecked == (1, 3, 5)  # without its key nobody can tell
+
+
 def test_every_byte_counts(history, keys):
     data = history.path.read_bytes()
     for place in range(0, len(data) - 1, 37):

@@ -19,9 +19,10 @@ from pipelines.project import Project
 from pipelines.sealed import write_sealed
 from stages.release.commands import release as command
 from stages.release.history import releasing
+from stages.release.history.history import History
 from stages.release.layout import Releases
 from stages.release.manifest import sha256_of
-from stages.release.signing.keys import new_key
+from stages.release.signing.keys import new_key, trusted_keys
 from tests.stages.release.projects import build, entries_of, key_file, make_project, released, state, statement_of
 
 
@@ -225,6 +226,22 @@ def test_what_a_terminal_would_obey_is_escaped(three):
     history = three("history", signed=False)
     assert "\\x1b[1mme" in history and "\\x1b]0;x\\x07\\u202eok\\r" in history
     assert all(letter.isprintable() or letter == "\n" for letter in history)
+
+
+def test_entries_that_nobody_could_check_are_named(three, tmp_path):
+    other = new_key(tmp_path / "other")
+    keys = Releases(three.project).keys
+    shutil.copy(tmp_path / "other.pub", keys)
+    with History(Releases(three.project).history).writing(trusted_keys((), Releases(three.project))) as writing:
+        writing.append(other, "", "rollback", name="demo", version="1.0.0", devices=("pixel-8",), channel="stable")
+    three("promote", "1.0.0", "--channel", "stable")
+    (keys / "other.pub").unlink()
+    assert json.loads(three("status", "--json", signed=False))["unchecked"] == [4]
+    assert "entries whose signature nobody could check: 1 (4)" in three.said
+    assert json.loads(three("history", "--json", signed=False))["unchecked"] == [4]
+    (keys / "former").mkdir()
+    shutil.copy(tmp_path / "other.pub", keys / "former")
+    assert json.loads(three("status", "--json", signed=False))["unchecked"] == [] and three.said == ""
 
 
 def test_history_of_a_channel_or_a_device(three):
