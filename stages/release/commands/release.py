@@ -7,6 +7,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,8 @@ def promote(options: argparse.Namespace, project: Project) -> Callable[..., Deci
         )
         if decision.changes and options.share != 0:  # an arm can always be ended
             for device in decision.devices:
-                check_released(Releases(project), state.releases[options.version, device], writing.keys)
+                notes = check_released(Releases(project), state.releases[options.version, device], writing.keys)
+                decision = replace(decision, lines=(*decision.lines, *notes))
         return decision
 
     return decide

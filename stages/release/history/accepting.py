@@ -14,9 +14,10 @@ from stages.release.signing.statement import check_statement
 from stages.release.signing.verifying import verify_bundle
 
 
-def check_released(releases: Releases, release: Released, keys: Sequence[PublicKey]) -> None:
+def check_released(releases: Releases, release: Released, keys: Sequence[PublicKey]) -> tuple[str, ...]:
     """Raise VerificationError or GateError unless the release's archive is what the history says, signed by one of the
-    keys, has a provenance, and passed its gates. Reads all of it."""
+    keys, has a provenance, and passed its gates. Reads all of it. Return what is to be said of it: that it had none.
+    """
     archive = releases.archive(release.version, release.device)
     if not archive.is_file():
         raise VerificationError(
@@ -37,12 +38,23 @@ def check_released(releases: Releases, release: Released, keys: Sequence[PublicK
         raise VerificationError(
             f"{archive}: it has no provenance", hint=f"expected beside it: {release.device}.provenance.json"
         )
-    check_gates(verified.manifest, str(archive))
+    return check_gates(verified.manifest, str(archive))
 
 
-def check_gates(manifest: Manifest, where: str) -> None:
-    """Raise GateError where a gate of the manifest did not pass."""
-    gates = manifest.value["validation"].get("gates") or []
+def check_gates(manifest: Manifest, where: str) -> tuple[str, ...]:
+    """Raise GateError where a gate of the manifest did not pass, or where it has no list of gates.
+
+    The list may be empty, as a build can be configured to have none (validate.gates=[], and no budgets); return a note
+    that says so.
+    """
+    gates = manifest.value["validation"].get("gates")
+    if not isinstance(gates, list):
+        raise GateError(
+            f"{where}: validation.gates is {'missing' if gates is None else type(gates).__name__}, expected a list",
+            hint="a release says which gates it passed: package the 'gates' of metrics.json, which may be empty",
+        )
+    if not gates:
+        return (f"{manifest.title}: held against NO gates: its build was configured with none",)
     failed = [gate for gate in gates if not (isinstance(gate, dict) and gate.get("passed") is True)]
     if failed:
         words = ", ".join(said(gate) for gate in failed)
@@ -50,6 +62,7 @@ def check_gates(manifest: Manifest, where: str) -> None:
             f"{where}: {len(failed)} of {len(gates)} gates did not pass: {words}",
             hint="a release passes all of its gates; 'tapeout report' says what would help",
         )
+    return ()
 
 
 def said(gate: Any) -> str:

@@ -131,6 +131,10 @@ REFUSED_BUILDS = {
     "a failed gate": (
         lambda p: not_passed(p, value=3.0, passed=False), [], "1 of 1 gates did not pass: size_mib 3.0 (bound 2.0)"),
     "a gate that says nothing": (lambda p: not_passed(p), [], "gates did not pass"),
+    "no list of gates": (
+        lambda p: build(p, "pixel-8", "1.0.0", validation={}), [], "validation.gates is missing, expected a list"),
+    "gates that are none": (
+        lambda p: build(p, "pixel-8", "1.0.0", validation={"gates": {}}), [], "validation.gates is dict"),
     "two versions": (
         lambda p: (build(p, "pixel-8", "1.0.0"), build(p, "iphone-15", "1.1.0")), [], "one version for all"),
     "a changed file": (
@@ -164,6 +168,16 @@ def test_what_cannot_be_traced_may_not_be_released(run, monkeypatch, statement, 
     monkeypatch.setattr(command, "read_statement", statement)
     assert message in run.refused("create")
     assert not Releases(run.project).archive("1.0.0", "pixel-8").exists()
+
+
+def test_a_promotion_says_that_there_were_no_gates(run):
+    """A build may be configured to have none: then nobody should take it for one that passed."""
+    build(run.project, "pixel-8", "1.0.0", validation={"gates": []})
+    run("create")
+    assert "demo 1.0.0 for pixel-8: held against NO gates" in run("promote", "1.0.0", "--channel", "stable")
+    build(run.project, "pixel-8", "1.1.0")
+    run("create")
+    assert "NO gates" not in run("promote", "1.1.0", "--channel", "stable")
 
 
 def test_uncommitted_sources_are_in_the_history(run, monkeypatch):
