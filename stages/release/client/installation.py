@@ -43,7 +43,8 @@ class Installation:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.versions, self.partial, self.metadata = folder / "versions", folder / "partial", folder / "metadata"
-        self.pointer, self.state, self.trust = folder / "current", Twice(folder, "state"), Twice(folder, "trust")
+        self.pointer = folder / "current"
+        self.state, self.trust = Twice(folder, "state", sound_state), Twice(folder, "trust", sound_trust)
 
     def current(self) -> str | None:
         """Return the digest of the bundle in place, None where there is none.
@@ -209,6 +210,27 @@ class Installation:
                 )
             with writing(self.folder):
                 yield
+
+
+def sound_state(value: Mapping[str, Any]) -> bool:
+    """Say whether a state is one that `remember` may have written."""
+    words = [(value.get(name), DIGEST) for name in ("current", "confirmed", "fallback")] + [(value.get("id"), ID)]
+    plain = all(word is None or (isinstance(word, str) and form.fullmatch(word)) for word, form in words)
+    return plain and isinstance(value.get("bad") or {}, dict)
+
+
+def sound_trust(value: Mapping[str, Any]) -> bool:
+    """Say whether this is what `trusting` may have written to protect from rollback. What its root says is for
+    `trusting` to see, which imports more."""
+    versions, keys = value.get("versions") or {}, value.get("keys") or {}
+    return (
+        isinstance(value.get("root"), str | None)
+        and isinstance(versions, dict)
+        and all(type(each) is int for each in versions.values())
+        and isinstance(keys, dict)
+        and all(isinstance(each, list) for each in keys.values())
+        and isinstance(value.get("issued"), str | None)
+    )
 
 
 def taken(descriptor: int) -> bool:

@@ -12,7 +12,7 @@ import contextlib
 import io
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
@@ -108,8 +108,8 @@ def refresh(folder: Path, source: Source, memory: Twice, root: bytes | None, now
     Raises VerificationError for metadata that is forged, older than what was seen, or does not belong together;
     UpdateError for what cannot be had or has expired; ConfigError without a root.
     """
-    known = memory.read() or {}
-    anchor = root or str(known.get("root", "")).encode() or oldest_root(folder)
+    known = memory.read(has_root) or {}
+    anchor = root or str(known.get("root") or "").encode() or oldest_root(folder)
     if not anchor:
         raise ConfigError(f"{folder.parent} trusts no repository yet", hint=FIRST)
     if root is not None and root.decode(errors="replace") != known.get("root"):
@@ -206,14 +206,27 @@ def without(value: Any, name: str) -> dict[str, Any]:
 
 def oldest_root(folder: Path) -> bytes:
     """Return the oldest root metadata that python-tuf has kept and that can be read, or b""."""
-    found = {}
+    found: dict[int, bytes] = {}
     for path in folder.glob("root_history/*.root.json"):
-        with contextlib.suppress(OSError, ValueError, exceptions.RepositoryError):
+        with contextlib.suppress(OSError):
             data = path.read_bytes()
-            document = Document[Root].from_bytes(data)
-            document.signed.verify_delegate("root", document.signed_bytes, document.signatures)
-            found[document.signed.version] = data
+            if (version := version_of_root(data)) is not None:
+                found[version] = data
     return found[min(found)] if found else b""
+
+
+def has_root(known: Mapping[str, Any]) -> bool:
+    return version_of_root(str(known.get("root")).encode(errors="replace")) is not None
+
+
+def version_of_root(data: bytes) -> int | None:
+    """Return the version of root metadata that is signed by its own keys, None for anything else."""
+    with contextlib.suppress(ValueError, exceptions.RepositoryError):
+        document = Document[Any].from_bytes(data)
+        if isinstance(document.signed, Root):
+            document.signed.verify_delegate("root", document.signed_bytes, document.signatures)
+            return document.signed.version
+    return None
 
 
 def prefixed(target: TargetFile) -> str:

@@ -1,5 +1,7 @@
 """A small state in two sealed copies: one may be damaged or lost, and nothing is forgotten.
 
+A copy whose seal holds, but whose value has another shape than is expected, counts as damaged.
+
 A write changes the first copy, then the second, each whole or not at all: killed between the two, the first is newer.
 """
 
@@ -7,23 +9,32 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from pipelines.files import write_file
 from pipelines.sealed import read_sealed, seal
 
+Sound = Callable[[dict[str, Any]], bool]
+
 
 class Twice:
-    """NAME.json and NAME.copy.json in a folder."""
+    """NAME.json and NAME.copy.json in a folder. sound: says whether a value has the shape that it should have."""
 
-    def __init__(self, folder: Path, name: str) -> None:
-        self.copies = (folder / f"{name}.json", folder / f"{name}.copy.json")
+    def __init__(self, folder: Path, name: str, sound: Sound) -> None:
+        self.copies, self.sound = (folder / f"{name}.json", folder / f"{name}.copy.json"), sound
 
-    def read(self) -> dict[str, Any] | None:
-        """Return what was written last; None where neither copy is whole, or nothing was ever written."""
-        return next((value for path in self.copies if (value := read_sealed(path))), None)
+    def read(self, also: Sound = bool) -> dict[str, Any] | None:
+        """Return what was written last; None where neither copy is whole and sound, or nothing was ever written.
+
+        also: says of a sound value whether it is to be read.
+        """
+        for path in self.copies:
+            with contextlib.suppress(RecursionError):  # nested without end: nothing of ours
+                if (value := read_sealed(path)) and self.sound(value) and also(value):
+                    return value
+        return None
 
     def write(self, value: Mapping[str, Any]) -> None:
         """Remember `value`, which is not empty. Raises StoreError."""

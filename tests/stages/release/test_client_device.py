@@ -5,6 +5,7 @@ After each a whole, verified version is in place, the old or the new one, and a 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import resource
@@ -20,6 +21,7 @@ import pytest
 
 from pipelines.errors import ConfigError, UpdateError, VerificationError
 from pipelines.project import Project
+from pipelines.sealed import HEAD, TAIL, read_sealed, write_sealed
 from stages.release.commands.fetch import fetch
 from tests.stages.release.server import Server
 from tests.stages.release.shelf import DEVICE
@@ -69,6 +71,9 @@ ROT: dict[str, tuple[Callable[[Path, World], object], str]] = {
         lambda at, world: [path.write_bytes(b"") for path in (world.path / "device").glob("state*.json")],
         "unchanged",
     ),
+    "a state in another shape": (lambda at, world: misshapen(world, current=[7], bad=["x"]), "unchanged"),
+    "a state with another id": (lambda at, world: misshapen(world, id={"x": 1}, fallback=7), "unchanged"),
+    "a state without end": (lambda at, world: endless(world), "unchanged"),
     "partial is a file": (lambda at, world: (world.path / "device/partial").write_bytes(b"x"), "unchanged"),
 }
 
@@ -79,12 +84,30 @@ def flip(path: Path) -> None:
         file.write(b"\0\1\2")
 
 
+def misshapen(world: World, **changes: Any) -> None:
+    """Change both copies of the state, and seal them again."""
+    for path in (world.path / "device").glob("state*.json"):
+        write_sealed(path, {**(read_sealed(path) or {}), **changes})
+
+
+def endless(world: World) -> None:
+    body = b' "bad": ' + b"[" * 100_000
+    for path in (world.path / "device").glob("state*.json"):
+        path.write_bytes(HEAD + hashlib.sha256(body).hexdigest().encode() + TAIL + body)
+
+
 def point(pointer: Path) -> None:
     pointer.unlink()
     pointer.symlink_to("versions/" + "0" * 64)
 
 
-ROTTEN = ("a byte of a file", "the manifest", "the pointer leads nowhere", "the whole state")
+ROTTEN = (
+    "a byte of a file",
+    "the manifest",
+    "the pointer leads nowhere",
+    "the whole state",
+    "a state in another shape",
+)
 
 
 @pytest.mark.parametrize(

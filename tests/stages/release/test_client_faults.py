@@ -21,6 +21,7 @@ import pytest
 from tuf.api.metadata import DelegatedRole
 
 from pipelines.errors import UpdateError, VerificationError
+from pipelines.sealed import read_sealed, write_sealed
 from stages.release.client.downloading import CHUNK, SPARE, Patience, download, open_source, read, redirected
 from tests.stages.release.server import UNTOLD, Fault, Server, serving
 from tests.stages.release.shelf import DEVICE
@@ -249,6 +250,31 @@ def test_what_protects_from_rollback_is_kept_twice(case: str, world: World) -> N
         path.unlink() if damage is None else path.write_bytes(damage)
     if len(copies) == 1:
         shutil.rmtree(world.path / "device/metadata")
+    world.server.folder = old
+    refuses(world, VerificationError, "rolled back", in_place=NEW, root=None)
+    world.server.folder, world.root = world.shelf.folder, None
+    assert world.update().status == "unchanged"
+
+
+ODD: list[dict[str, Any]] = [
+    {"versions": {"timestamp": "3"}},
+    {"versions": [1, 2]},
+    {"keys": {"timestamp": 7}},
+    {"root": 7},
+    {"root": "none", "versions": {"root": 9}},
+    {"issued": ["now"]},
+]
+
+
+@pytest.mark.parametrize("copies", few(["one", "both"], "both"))
+@pytest.mark.parametrize("odd", few(range(len(ODD)), 0, 4))
+def test_what_protects_from_rollback_in_another_shape_is_damaged(odd: int, copies: str, world: World) -> None:
+    old = world.shelf.copy(world.path / "old")
+    world.offer(NEW)
+    world.update()
+    paths = [world.path / "device/trust.json", world.path / "device/trust.copy.json"]
+    for path in paths if copies == "both" else paths[:1]:
+        write_sealed(path, {**(read_sealed(path) or {}), **ODD[odd]})
     world.server.folder = old
     refuses(world, VerificationError, "rolled back", in_place=NEW, root=None)
     world.server.folder, world.root = world.shelf.folder, None
