@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.errors import ConfigError, VerificationError
-from stages.release.manifest import MAXIMUM, lies_inside, parse, read, sha256_of
+from stages.release.manifest import MAXIMUM, WORD, lies_inside, parse, read, sha256_of
 from tests.stages.release.bundles import make_bundle
 
 
@@ -121,6 +121,16 @@ ANYTHING = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=10), inner, max_size=3),
     max_leaves=8,
 )
+
+
+@pytest.mark.parametrize("word", ["a", "1.0+b_-", "a" * 128, "a" * 129, "", ".a", "a/b", "a\n", "é"])
+def test_a_word_is_what_the_schema_says(word: str, value: dict[str, Any]) -> None:
+    changed = json.dumps({**value, "name": word}).encode()
+    if WORD.fullmatch(word):
+        assert parse(changed, "here").name == word
+    else:
+        with pytest.raises(VerificationError, match="name"):
+            parse(changed, "here")
 
 
 def test_a_part_of_the_model_may_be_a_folder(value: dict[str, Any]) -> None:
