@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipelines.errors import ConfigError
 from pipelines.project import Project
 
 ARCHIVE = ".tar"
+CHANNEL = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")  # also in a path of the repository, and in an alias of MLflow's
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,17 @@ def sidecars(bundle: Path) -> Sidecars:
     stem = bundle.name.removesuffix(ARCHIVE) if not bundle.is_dir() else bundle.resolve().name
     folder = bundle.parent if not bundle.is_dir() else bundle.resolve().parent
     return Sidecars(folder / f"{stem}.provenance.json", folder / f"{stem}.model.sig")
+
+
+def check_channel_name(name: str) -> str:
+    """Return the name of a channel. Raises ConfigError where it could not be one."""
+    if not CHANNEL.fullmatch(name):
+        raise ConfigError(
+            f"channel '{name}': a name holds at most 63 lower-case letters, digits, - and _, and begins with "
+            "one of the first two",
+            hint="such as stable",
+        )
+    return name
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from typing import Any
 
 from pipelines.errors import ConfigError, suggestion
 from stages.release.history.state import CHAMPION, Channel, Released, State
+from stages.release.layout import check_channel_name
 
-CHANNEL = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 ARM = re.compile(r"[a-z0-9][a-z0-9_]{0,62}")
 
 
@@ -102,11 +102,7 @@ def channels_of(state: State, name: str, devices: Sequence[str]) -> list[Channel
 
 def check_channel(state: State, name: str, new: bool) -> None:
     """Raise ConfigError for a name that cannot be a channel's, or is new while others exist, unless `new` is said."""
-    if not CHANNEL.fullmatch(name):
-        raise ConfigError(
-            f"channel '{name}': a name holds at most 63 lower-case letters, digits, - and _, and begins with "
-            "one of the first two"
-        )
+    check_channel_name(name)
     known = state.channel_names()
     if known and name not in known and not new:
         raise ConfigError(

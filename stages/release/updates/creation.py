@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import ConfigError
 from pipelines.files import storing, write_file
+from stages.release.layout import check_channel_name
 from stages.release.updates import documents, expiry
 from stages.release.updates.documents import Layout
 from stages.release.updates.repository import Repository, meta_file, open_repository, seal, settle
-from stages.release.updates.roles import ONLINE, channel_role, check_channel, counted, tuf_key
+from stages.release.updates.roles import ONLINE, channel_role, counted, tuf_key
 
 if TYPE_CHECKING:
     from tuf.api.metadata import Root, Targets
@@ -126,7 +127,7 @@ def delegate(targets: Targets, channel: str, keys: Sequence[PublicKey]) -> None:
     """
     from tuf.api.metadata import DelegatedRole, Delegations
 
-    role = channel_role(check_channel(channel))
+    role = channel_role(check_channel_name(channel))
     if targets.delegations is None:
         targets.delegations = Delegations({}, {})
     roles = targets.delegations.roles

@@ -38,15 +38,6 @@ def channel_of(role: str) -> str:
     return role.removeprefix(CHANNEL) if role.startswith(CHANNEL) else ""
 
 
-def check_channel(name: str) -> str:
-    """Return the name of a channel. Raises ConfigError where it could not be one, in a path or in a pattern."""
-    if not NAME.fullmatch(name):
-        raise ConfigError(
-            f"'{name}' is no name for a channel: letters, digits, '.', '_' and '-', 64 at most", hint="such as stable"
-        )
-    return name
-
-
 def roles_of(word: str, channels: Iterable[str]) -> tuple[str, ...]:
     """Return the roles that a word on the command line means: one of TOP, online, channel-NAME. Raises ConfigError."""
     known = [*TOP, "online", *(channel_role(name) for name in channels)]
