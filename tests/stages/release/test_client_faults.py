@@ -139,7 +139,7 @@ def test_a_server_that_takes_back_what_it_sent(tmp_path: Path) -> None:
         faults = [(Fault(times=1, cut=cut), Fault(times=1, status=416)) for cut in cuts]
         with serving(tmp_path / "served") as server:
             server.faults = list(chain.from_iterable(faults))
-            source = open_source(server.url, QUICK)
+            source = open_source(server.url, Patience(2.0, attempts=3, pause=0.001))
             with contextlib.closing(source), pytest.raises(UpdateError, match=said):
                 download(source, "file", partial, len(data), hashlib.sha256(data).hexdigest())
         partial.unlink()
@@ -156,7 +156,7 @@ DRIPS = (b"HTTP/1.1 200 OK\r\nX-Slow: ", b"HTTP/1.1 200 OK\r\nTransfer-Encoding:
 def test_a_server_that_sends_byte_by_byte(head: bytes, tmp_path: Path) -> None:
     with serving(tmp_path) as server:
         server.faults = [Fault(drip=head)]
-        source, began = open_source(server.url, Patience(timeout=0.1, attempts=1)), time.monotonic()
+        source, began = open_source(server.url, Patience(timeout=0.05, attempts=1)), time.monotonic()
         with contextlib.closing(source), pytest.raises(UpdateError, match=r"cut|no answer"):
             read(source, "metadata/timestamp.json", 1000)
     assert time.monotonic() - began < 1
