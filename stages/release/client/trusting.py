@@ -119,6 +119,13 @@ def refresh(folder: Path, source: Source, memory: Twice, root: bytes | None, now
     except OSError:  # what lies in python-tuf's folder is in its way: the memory above protects without it
         remove(folder)
         return refreshed(folder, source, memory, known, anchor, now)
+    except (UpdateError, VerificationError) as error:
+        if is_new(anchor, known):  # what was trusted before stays so: the root may be another repository's
+            remove(folder)
+            error.hint = (
+                f"the root that was given is not the one that was trusted here: is it this repository's? {error.hint}"
+            )
+        raise
 
 
 def refreshed(
@@ -160,10 +167,16 @@ def check_versions(known: dict[str, Any], updater: Checked, source: Source) -> N
             )
 
 
+def is_new(anchor: bytes, known: dict[str, Any]) -> bool:
+    """Say whether this is another root than the one that was trusted here before."""
+    return bool(known.get("root")) and anchor.decode(errors="replace") != known["root"]
+
+
 def remember(memory: Twice, known: dict[str, Any], anchor: bytes, updater: Checked) -> None:
-    """Keep what protects from rollback: the newest that was ever seen. An older root than that has no say in it."""
+    """Keep what protects from rollback: the newest that was ever seen. An older root than that has no say in it, and no
+    other root under which nothing here is signed."""
     before, seen = dict(known.get("versions") or {}), versions(updater)
-    if seen["root"] < before.get("root", 0):
+    if seen["root"] < before.get("root", 0) or (is_new(anchor, known) and "timestamp" not in seen):
         return
     kept = {}
     for role in before | seen:

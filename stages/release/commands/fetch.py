@@ -25,12 +25,22 @@ STATUS = {
     "held": "stays in place: what the channel has is known not to work here",
 }
 MIB = 1 << 20
+OWN = (
+    "lock",
+    "state.json",
+    "trust.json",
+    "versions",
+    "metadata",
+    "partial",
+    "current",
+)  # one of them, and it is a client's
 
 
 @anywhere
 def fetch(arguments: list[str], project: Project) -> int:
     """get what a channel of an update repository has for a device, verified, into a folder"""
     options = parse(arguments)
+    check_folder(Path(options.to), options)
     from stages.release.client.client import Client
     from stages.release.client.self_test import self_test
 
@@ -51,7 +61,9 @@ def fetch(arguments: list[str], project: Project) -> int:
         return tell({"confirmed": digest}, [f"confirmed: {digest}"], options.json)
     if options.go_back:
         path = client.go_back()
-        return tell({"path": str(path)}, [f"the last good version is in place: {path}"], options.json)
+        words = f"{client.place.read(path.name).version}, the last good version, is in place: {path}"
+        left = "  the one that it went back from is not taken again until the channel has named another"
+        return tell({"path": str(path)}, [words, left], options.json)
     try:
         updated = client.update()
     finally:
@@ -88,6 +100,17 @@ def parse(arguments: list[str]) -> argparse.Namespace:
                 hint="tapeout fetch URL --to DIR --device NAME --channel NAME --root FILE",
             )
     return options
+
+
+def check_folder(folder: Path, options: argparse.Namespace) -> None:
+    """Raise ConfigError for a folder that holds something else: all in it will belong to the client."""
+    known = folder.is_dir() and any((folder / name).exists() for name in OWN)
+    if known or not folder.exists():
+        if not known and (options.status or options.go_back or options.confirm):
+            raise ConfigError(f"--to {folder}: nothing was fetched there", hint="'tapeout fetch URL --to DIR' does")
+        return
+    if not folder.is_dir() or any(folder.iterdir()):
+        raise ConfigError(f"--to {folder}: holds something else", hint="name a folder that is new or empty")
 
 
 def root_of(path: str | None) -> bytes | None:

@@ -61,12 +61,14 @@ def change(action: str, options: argparse.Namespace, project: Project, tracking:
         if decision.changes:
             entry = writing.append(key, options.who, action, reason=options.reason, **decision.to_entry())
         sequence = len(writing.log.entries)
+    if not options.json:  # before MLflow is waited for: from here on it holds, whatever becomes of this process
+        print("\n".join(map(printable, decision.lines)))
+        print(f"entry {entry.head}" if entry else "nothing to do, and nothing recorded", flush=True)
+        if entry and decision.channels:
+            print("installations learn of it with the next 'tapeout publish DIR'", flush=True)
     why = followed(project, registry, sequence)
     if options.json:
         print(json.dumps(changed_json(decision, entry, registry, why)))
-    else:
-        print("\n".join(map(printable, decision.lines)))
-        print(f"entry {entry.head}" if entry else "nothing to do, and nothing recorded")
     if why:
         note(f"MLflow's registry lags behind the history, until the next release command brings it up. Why: {why}")
     return 0

@@ -379,6 +379,15 @@ def test_keys_are_rotated(updated: World) -> None:
     assert updated.update().status == "unchanged" and updated.update().notes == ()
 
 
+def test_another_repositorys_root_changes_nothing(updated: World) -> None:
+    """A slip on the command line; the next run goes on as if it had not been."""
+    other = World(updated.path / "other", served=False)
+    with pytest.raises((UpdateError, VerificationError)) as caught:
+        updated.client(root=other.root).update()
+    assert "is it this repository's?" in caught.value.hint
+    assert updated.client(root=None).update().status in ("new", "unchanged")
+
+
 def test_an_old_root_takes_no_protection_away(world: World) -> None:
     """Somebody who holds back a rotation of keys, from a client whose metadata is lost, gains nothing by it."""
     first = world.shelf.copy(world.path / "first")
