@@ -126,10 +126,19 @@ def take_commit(project: Project, commit: str, folder: Path) -> None:
         )
     try:
         with tarfile.open(archive) as tar:
-            tar.extractall(folder, filter="data")
+            for member in tar:
+                check_link(member)
+            tar.extractall(folder, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))  # Python 3.11.4
     except (tarfile.TarError, OSError) as cause:
         raise VerificationError(f"the files of commit {commit} cannot be laid out: {cause}") from cause
     archive.unlink()
+
+
+def check_link(member: tarfile.TarInfo) -> None:
+    """Raise VerificationError for a link of a commit that leads out of it."""
+    target = os.path.normpath(os.path.join(os.path.dirname(member.name), member.linkname))
+    if (member.issym() or member.islnk()) and (os.path.isabs(member.linkname) or target.split("/")[0] == ".."):
+        raise VerificationError(f"its commit holds the link {member.name}, which leads to {member.linkname}")
 
 
 def take_folder(source: Path, folder: Path) -> None:

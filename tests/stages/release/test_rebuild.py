@@ -109,6 +109,20 @@ def test_sources_that_bring_results_along(name: str, toy: Toy, tmp_path: Path) -
         again(toy, source.root)
 
 
+@pytest.mark.parametrize("target", ["/etc", "../../outside"])
+def test_a_link_out_of_the_commit(target: str, toy: Toy) -> None:
+    statement = read_statement(Project(toy.root), "phone")
+    before = toy.call("git", "rev-parse", "HEAD").out.strip()
+    (toy.root / "away").symlink_to(target)
+    commit(toy)
+    after = toy.call("git", "rev-parse", "HEAD").out.strip()
+    (toy.root / "away").unlink()
+    assert toy.call("git", "reset", "-q", "--hard", before).status == 0
+    changed = json.loads(json.dumps(statement).replace(before, after))
+    with pytest.raises(VerificationError, match=f"leads to {target}"):
+        rebuild(read(toy.root / "artifacts/phone"), changed, Project(toy.root), None)
+
+
 def test_what_lay_outside_can_be_said(toy: Toy, tmp_path: Path) -> None:
     outside = tmp_path / "weights"
     outside.mkdir()
