@@ -152,7 +152,7 @@ def test_outside_a_project(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         (["stage", "quantise"], "did you mean 'quantize'?"),
         (["build", "--jobs", "0"], "at least one worker"),
         (["report", "foo=1"], "'tapeout report' has no use for: foo=1"),
-        (["verify", "a", "b", "c"], "verify: unrecognized arguments: b c"),
+        (["verify", "a", "b", "c"], "it comes before the command: tapeout --project DIR verify"),
         (["build", "--jsn"], "did you mean '--json'?"),
         ([], "build, builds, compare"),
         (["build", "--config-dir", "nowhere"], "no such folder"),

@@ -28,6 +28,8 @@ class Parser(argparse.ArgumentParser):
         words = message.rpartition(": ")[2].split()
         guess = nearest(words[0], self._option_string_actions) if message.startswith("unrecognized") else ""
         name = self.prog.removeprefix("tapeout ")
+        if words[:1] in (["--project"], ["--config-dir"]):
+            guess = f"it comes before the command: tapeout {words[0]} DIR {name}"
         raise ConfigError(f"{name}: {message}", hint=guess or f"'{self.prog} --help' lists its options")
 
 

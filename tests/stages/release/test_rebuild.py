@@ -127,7 +127,6 @@ def test_what_lay_outside_can_be_said(toy: Toy, tmp_path: Path) -> None:
     outside = tmp_path / "weights"
     outside.mkdir()
     (outside / "weights.txt").write_text("3 4\n")
-    commit(toy)
     assert toy.build(f"model.path={outside}").status == 0
     with pytest.raises(ConfigError) as caught:
         again(toy)
