@@ -52,6 +52,8 @@ def _lower(
         format=device.file_format.value,
         prepacking=device.prepacking.value,
         architecture=device.architecture,
+        unpack_weights=device.unpack_weights.value,
+        optional_inputs=device.optional_inputs,
     )
     if device.compile_for and model.config().vision:
         from stages.lowering.onnx.hexagon import compile_encoder

@@ -24,6 +24,7 @@ from stages.schema import (
     Prepacking,
     Runtime,
     Thermal,
+    Unpacking,
 )
 from tests.rounded import rounded
 from tests.toy import toy_checkpoint
@@ -64,6 +65,8 @@ def profile() -> DeviceProfile:
         head_width=0,
         file_format=FileFormat.onnx,
         prepacking=Prepacking.load,
+        unpack_weights=Unpacking.never,
+        optional_inputs=True,
         compile_for=None,
         hardware=Hardware(None, Peaks(unknown, unknown, unknown), None, None, None),
         thermal=Thermal(None, None, None, None, None),
@@ -73,9 +76,15 @@ def profile() -> DeviceProfile:
     )
 
 
-def converted(path: Path, accuracy_level: int = 1, tied: bool = False, **formats: Any) -> Converted:
+def converted(
+    path: Path,
+    accuracy_level: int = 1,
+    tied: bool = False,
+    device: DeviceProfile | None = None,
+    **formats: Any,
+) -> Converted:
     model = rounded(toy_checkpoint(path / "checkpoint", tied=tied), path / "quantized", **formats)
     (path / "device").mkdir()
     config = ConvertConfig(CONTEXT, prefill_chunk=32, accuracy_level=accuracy_level, overflow=Overflow.fail)
-    device_model = convert(model, config, profile(), Workspace(path / "device", path / "scratch"))
+    device_model = convert(model, config, device or profile(), Workspace(path / "device", path / "scratch"))
     return Converted(model, device_model, OnnxSession(device_model))

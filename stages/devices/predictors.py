@@ -16,8 +16,9 @@ from stages.devices.hardware import predictable
 from stages.devices.memory import basis_of_memory, peak_memory
 from stages.devices.thermal import MINUTES, heat_of
 from stages.devices.times import Timer
+from stages.devices.work import as_loaded
 from stages.models.vlm import ModelConfig
-from stages.schema import DeviceProfile
+from stages.schema import DeviceProfile, Unpacking
 
 TEXT_TOKENS = 16  # of a prompt beside its image
 ANSWER_TOKENS = 16  # of the answer whose energy is told
@@ -47,6 +48,7 @@ def prediction_of(
     its image. None for a user's module."""
     if config.text is None:
         return None
+    sizes = as_loaded(config, sizes) if device.unpack_weights is Unpacking.folded else sizes
     memory = peak_memory(config, sizes, device, context=context, text_tokens=text_tokens)
     speed = _speed(config, sizes, device, context, text_tokens) if predictable(device) else Prediction({}, {}, {})
     metrics = {**speed.metrics, "peak_memory_mib": memory}

@@ -9,6 +9,7 @@ from stages.models.vlm import ModelConfig
 from stages.schema import Runtime
 
 _HALF, _SINGLE = 2, 4  # bytes of a float
+_TABLE = "text.embed_tokens.weight"
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,14 @@ def work_of(
     found = graphs(model, context=context, text_tokens=text_tokens)
     elements = parameter_sizes(model)
     return {name: _work(found[name], elements, sizes, runtime) for name in (ENCODER, PREFILL, DECODE) if name in found}
+
+
+def as_loaded(model: ModelConfig, sizes: Mapping[str, int]) -> dict[str, int]:
+    """sizes, where products' weights are unpacked when the model is loaded: what is missing in it is float32. A table
+    of embeddings that is no product's weight too stays as it is stored."""
+    assert model.text is not None
+    kept = () if model.text.tie_word_embeddings else (_TABLE,)
+    return {name: sizes[name] for name in kept if name in sizes}
 
 
 def loaded_bytes(model: ModelConfig, sizes: Mapping[str, int], runtime: Runtime) -> tuple[int, int]:
@@ -97,4 +106,4 @@ def _linears(model: ModelConfig) -> frozenset[str]:
     names = {
         name for each in found.values() for operator in each if operator.name == "linear" for name in operator.weights
     }
-    return frozenset(names | {"text.embed_tokens.weight"})
+    return frozenset(names | {_TABLE})

@@ -186,13 +186,14 @@ def _of_role(config: QuantizeConfig, role: Role) -> Choice:
         config.sparsity,
         config.sparsity_pattern,
     )
-    bits = {
-        Role.language: config.bits,
-        Role.head: config.bits if config.head is None else config.head,
+    said = {
+        Role.language: None,
+        Role.head: config.head,
         Role.embeddings: config.embeddings,
         Role.tower: config.convolutions,
         Role.spatial: config.spatial,
     }[role]
+    bits = config.bits if said is None else said
     if role is Role.language or (role is Role.head and config.head is None):
         return usual
     if role is Role.spatial or bits in (0, 8):

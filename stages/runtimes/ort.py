@@ -74,7 +74,7 @@ class OnnxSession:
             "logits_to_keep": np.asarray([keep], np.int64),
         }
         decoder = self._session("decoder")
-        if any(value.name == "image_features" for value in decoder.get_overridable_initializers()):
+        if any(value.name == "image_features" for value in _inputs(decoder)):
             blank = np.zeros((1, self.description["hidden"]), np.float32)
             rows = blank if features is None else features
             inputs["image_features"] = np.ascontiguousarray(rows, np.float32)[None]
@@ -100,6 +100,11 @@ class OnnxGraph:
         """name -> array of each input; returns the same of each output."""
         names = [output.name for output in self._session.get_outputs()]
         return dict(zip(names, map(np.asarray, self._session.run(names, dict(inputs))), strict=True))
+
+
+def _inputs(session: onnxruntime.InferenceSession) -> list[Any]:
+    """Also those that may be left out."""
+    return [*session.get_inputs(), *session.get_overridable_initializers()]
 
 
 def _load(model: DeviceModel, part: str, threads: int) -> onnxruntime.InferenceSession:

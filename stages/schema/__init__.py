@@ -17,6 +17,7 @@ from stages.schema.devices import (
     Runtime,
     Source,
     Thermal,
+    Unpacking,
 )
 from stages.schema.models import (
     DistillConfig,
@@ -98,6 +99,7 @@ __all__ = [
     "SupernetConfig",
     "Thermal",
     "TrainConfig",
+    "Unpacking",
     "ValidateConfig",
     "ValidationKind",
 ]

@@ -30,6 +30,16 @@ class Prepacking(Enum):
     saved = "saved"
 
 
+class Unpacking(Enum):
+    """How quantized weights become float32 where ONNX Runtime has no product that reads their codes fast, or right:
+    never, those of products stay codes; folded, once, when the model is loaded; dequantized, by each run of the graphs
+    of fixed shapes (the encoder, a user's module), while the decoder's products read codes."""
+
+    never = "never"
+    folded = "folded"
+    dequantized = "dequantized"
+
+
 @dataclass
 class Budgets:
     """What a bundle may take on a device, null where there is no limit. size_mib: bytes of its model files, in MiB.
@@ -121,7 +131,8 @@ class DeviceProfile:
     runtime can hold, fast_formats those of them that are fast there.
 
     compute_units (Core ML) and execution_providers (ONNX Runtime) are in order of fallback.
-    architecture: of its processor, arm64, x86_64 or wasm32. file_format, prepacking: ONNX Runtime only.
+    architecture: of its processor, arm64, x86_64 or wasm32. file_format, prepacking, unpack_weights, optional_inputs (a
+    caller may leave out what has a default): ONNX Runtime only.
     head_width (Core ML): words of the vocabulary that one part of the output head scores; 0: one head.
     compile_for: the chip whose Hexagon the encoder is compiled for in the build; null: the device's runtime compiles it
     at the first load, if it does.
@@ -144,6 +155,8 @@ class DeviceProfile:
     head_width: int
     file_format: FileFormat
     prepacking: Prepacking
+    unpack_weights: Unpacking
+    optional_inputs: bool
     compile_for: str | None
     hardware: Hardware
     thermal: Thermal

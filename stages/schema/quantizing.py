@@ -103,9 +103,9 @@ class QuantizeConfig:
     bits: 0 keeps float16. group_size: affine: weights along the input axis that share a scale (0: one scale a row);
     palette: rows that share a palette (0: one palette a tensor). channel_scale: a palette's rows have scales of their
     own. vector: rows that one entry of a palette stands for.
-    embeddings, head: bits of the token embedding and of the output head (null: as `bits`); convolutions: of the tower's
-    1x1 convolutions and linears; spatial: of its other convolutions, 0 or 8. For embeddings and convolutions 0 keeps
-    float16, 8 is one scale a row, and fewer bits follow method, format and group_size.
+    embeddings, head: bits of the token embedding and of the output head; convolutions: of the tower's 1x1 convolutions
+    and linears (null, each of them: as `bits`); spatial: of its other convolutions, 0 or 8. For embeddings and
+    convolutions 0 keeps float16, 8 is one scale a row, and fewer bits follow method, format and group_size.
     sparsity: share of each matrix's weights that become zero, the least important first; sparsity_pattern: "2:4" keeps
     2 of 4 along the input axis, null is unstructured.
     overrides: in order; a later one wins. damping, activation_order, scale_search: of gptq; scale_search of rtn too.
@@ -121,9 +121,9 @@ class QuantizeConfig:
     symmetric: bool
     channel_scale: bool
     vector: int
-    embeddings: int
+    embeddings: int | None
     head: int | None
-    convolutions: int
+    convolutions: int | None
     spatial: int
     sparsity: float
     sparsity_pattern: str | None

@@ -81,6 +81,11 @@ def test_genai_config_says_what_the_decoder_is(tmp_path):
     assert config["search"]["past_present_share_buffer"] and not config["search"]["do_sample"]
 
 
+def test_what_genai_could_not_feed_has_no_files_for_it(tmp_path):
+    model = folder(tmp_path, optional_inputs=False)
+    assert sorted(path.name for path in model.path.glob("*.json")) == ["model.json"]
+
+
 def test_genai_reads_the_tokenizer(tmp_path):
     genai = pytest.importorskip("onnxruntime_genai", reason="onnxruntime-genai is not installed")
     from tests.toy import toy_tokenizer

@@ -23,21 +23,23 @@ from stages.quantizers.store import QuantizedStore, StoreWriter
 from tests.weights import Described, described, write
 
 
-def run(module: nn.Module, store: QuantizedStore, *inputs: np.ndarray, accuracy_level: int = 1) -> np.ndarray:
+def run(
+    module: nn.Module, store: QuantizedStore, *inputs: np.ndarray, accuracy_level: int = 1, unpack: str = "never"
+) -> np.ndarray:
     arguments = tuple(torch.from_numpy(array) for array in inputs)
     program = torch.export.export(module, arguments, strict=False)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "one.onnx"
-        lower_program(program, store, path, outputs=["y"], accuracy_level=accuracy_level)
+        lower_program(program, store, path, outputs=["y"], accuracy_level=accuracy_level, unpack_weights=unpack)
         session = onnxruntime.InferenceSession(path)
         feeds = {value.name: array for value, array in zip(session.get_inputs(), inputs, strict=True)}
         return session.run(["y"], feeds)[0]
 
 
 @st.composite
-def formats(draw) -> tuple[int, int, int, int, bool]:
+def formats(draw, groups: tuple[int, ...] = (16, 32, 48, 64, 256, 0)) -> tuple[int, int, int, int, bool]:
     """rows, columns, bits, group size, symmetric."""
-    group = draw(st.sampled_from([16, 32, 48, 64, 256, 0]))
+    group = draw(st.sampled_from(groups))
     columns = draw(st.integers(1, 300)) if group == 0 else group * draw(st.integers(1, 4))
     bits, symmetric = draw(st.sampled_from([2, 4, 8])), draw(st.booleans())
     return draw(st.integers(1, 20)), columns, bits, group or columns, symmetric
@@ -80,6 +82,18 @@ def test_linear_reads_the_stored_bits(form, accuracy_level):
         store = random_store(Path(folder), (rows, columns), bits, group, symmetric)
         identity = np.eye(columns, dtype=np.float32)
         found = run(nn.Linear(columns, rows, bias=False), store, identity, accuracy_level=accuracy_level)
+        np.testing.assert_array_equal(found.T, store.dense("weight"))
+
+
+@settings(max_examples=25, deadline=None)
+@given(formats(groups=(3, 7, 16, 24, 32, 48, 256, 0)))
+@pytest.mark.parametrize("unpack", ["folded", "dequantized"])
+def test_unpacked_linear_reads_the_stored_bits(unpack, form):
+    rows, columns, bits, group, symmetric = form
+    with tempfile.TemporaryDirectory() as folder:
+        store = random_store(Path(folder), (rows, columns), bits, group, symmetric)
+        identity = np.eye(columns, dtype=np.float32)
+        found = run(nn.Linear(columns, rows, bias=False), store, identity, unpack=unpack)
         np.testing.assert_array_equal(found.T, store.dense("weight"))
 
 

@@ -23,7 +23,7 @@ from stages.evaluation.gates import check_budgets
 from stages.evaluation.names import PREDICTED
 from stages.evaluation.predicted import predicted
 from stages.models.vlm import ModelConfig, ModuleConfig
-from stages.schema import DeviceProfile, Prepacking, Runtime, Thermal
+from stages.schema import DeviceProfile, Prepacking, Runtime, Thermal, Unpacking
 from stages.schema.search import LatencySource
 from tests.conf import CONF, group
 from tests.rounded import rounded
@@ -316,6 +316,19 @@ def test_memory_follows_how_weights_are_loaded() -> None:
     cached = 2 * 16 * 4 * 64 * 4 * 512 / 2**20  # keys and values of 16 layers with 4 heads of 64, float32
     assert mib(Prepacking.load, 1024) - mib(Prepacking.load, 512) >= cached
     assert profile.runtime is Runtime.onnxruntime
+
+
+def test_memory_is_that_of_float_weights_where_they_are_unpacked_at_load() -> None:
+    model, profile = large_config(), device()
+    sizes = stored_bytes(model, group("quantize", "int4"))
+
+    def mib(unpacked: Unpacking, sizes: dict[str, int]) -> float:
+        found = prediction_of(model, sizes, replace(profile, unpack_weights=unpacked), context=512, text_tokens=8)
+        assert found is not None
+        return found.metrics["peak_memory_mib"].value
+
+    assert mib(Unpacking.never, sizes) < 0.8 * mib(Unpacking.folded, sizes)
+    assert mib(Unpacking.folded, sizes) <= mib(Unpacking.never, {})
 
 
 def test_heat_slows_a_device_only_when_it_is_hot() -> None:

@@ -16,11 +16,12 @@ from pipelines.config import check_devices
 from pipelines.errors import ConfigError
 from pipelines.project import Project
 from pipelines.typed import build
-from stages.checks import validation
+from stages.checks import validation, weight_formats
 from stages.devices.chips import CHIPS, chip_of
 from stages.devices.hardware import check_numbers
 from stages.lowering.limits import HEXAGON, coreml_system
 from stages.lowering.socs import find_soc
+from stages.quantizers.choices import check_choices
 from stages.schema import DeviceProfile, Runtime
 from tests.conf import group
 
@@ -169,6 +170,29 @@ def test_a_number_that_cannot_be_is_refused_without_any_gate_on_it(part: dict[st
         validation(config, group("device", "jetson-orin-nano", **part))
 
 
+@pytest.mark.parametrize("name", ["web-wasm", "web-webgpu"])
+@pytest.mark.parametrize(("preset", "bits"), [("int4", 4), ("none", 0)])
+def test_all_that_a_page_downloads_has_the_bits_of_the_preset(name: str, preset: str, bits: int) -> None:
+    """A bundle of 4 bits is a third of the float16 one only where embeddings and convolutions have no more."""
+    device = group("device", name)
+    config = group("quantize", preset, **device.overrides["quantize"])
+    weight_formats(config, device)
+    assert {choice.bits for choice in check_choices(config)} - {config.spatial} == {bits} - {config.spatial}
+
+
+@pytest.mark.parametrize("name", ["web-wasm", "web-webgpu"])
+def test_a_page_is_given_no_graph_with_optional_inputs(name: str) -> None:
+    device = group("device", name)
+    assert not device.optional_inputs
+
+
+@pytest.mark.parametrize(
+    ("name", "form"), [("web-wasm", "folded"), ("web-webgpu", "dequantized"), ("pixel-8", "never")]
+)
+def test_weights_are_unpacked_where_the_runtime_reads_no_codes_well(name: str, form: str) -> None:
+    assert group("device", name).unpack_weights.value == form
+
+
 @pytest.mark.parametrize(
     ("name", "metric", "missing"),
     [
@@ -310,6 +334,6 @@ def test_all_devices_are_planned_together_and_share(tmp_path: Path) -> None:
         for stage in ("load", "quantize", "package")
     }
     assert len(made["load"]) == 1 and len(made["package"]) == len(DEVICES) + 1
-    assert len(made["quantize"]) == 2, "one for all, and one for web-webgpu, which holds no 8 bits"
+    assert len(made["quantize"]) == 2, "one for all, and one for both of the web, of which one holds no 8 bits"
     saved = re.search(r"(\d+) devices share: (\d+) nodes without sharing, (\d+) saved", done.stdout)
     assert saved and int(saved[1]) == len(DEVICES) + 1 and int(saved[3]) > int(saved[2]) / 3

@@ -35,27 +35,39 @@ def lower_onnx(
     format: str = "onnx",
     prepacking: str = "load",
     architecture: str | None = None,
+    unpack_weights: str = "never",
+    optional_inputs: bool = True,
 ) -> dict[str, Any]:
     """Write the model's graphs into out; returns the description for model.json.
 
     encoder  image (1, 3, S, S) float32 -> features (1, T, hidden) float32, where there is a tower
-    decoder  as onnxruntime-genai drives one (see decoder.py), with genai_config.json beside it
+    decoder  as onnxruntime-genai drives one (see decoder.py), with genai_config.json beside it where it can
     main     of a user's module: the inputs and outputs that its configuration names
 
     context: rows of the rotary tables, the most that prompt and answer can have. accuracy_level: 0 or 1 computes with
     float32 inputs, 4 rounds the inputs of quantized products to int8, block by block (faster; int8 weights need it).
     format: "onnx", graphs with external data, or "ort", for builds of the runtime with a few operators only.
     prepacking: "load", "off" or "saved", and architecture, the device's processor: see deploy.py.
+    unpack_weights: "never": MatMulNBits reads quantized weights as they are; "folded": they are unpacked to float32
+    when the model is loaded; "dequantized": DequantizeLinear unpacks those of the graphs of fixed shapes in each run,
+    and the decoder has MatMulNBits. optional_inputs: inputs that have a default may be left out; onnxruntime-web wants
+    all inputs, and onnxruntime-genai feeds none of these, so that without them its files are not written.
     Raises LoweringError for an operator, a weight format, or a choice of these that ONNX Runtime cannot hold.
     """
     check_formats(store)
-    settings: dict[str, int] = {"accuracy_level": accuracy_level, "context": context}
+    settings: dict[str, Any] = {
+        "accuracy_level": accuracy_level,
+        "context": context,
+        "unpack_weights": unpack_weights,
+        "optional_inputs": optional_inputs,
+    }
     functions: dict[str, Any] = {}
     for name, program in capture_fixed(config).items():
         outputs = config.module.outputs if config.module else ["features"]
         functions[name] = lower_program(program, store, out / f"{name}.onnx", outputs=outputs, **settings)
     if config.text is not None:
-        with GraphBuilder(out / "decoder.onnx", store, **settings) as graph:
+        unpacked = "folded" if unpack_weights == "folded" else "never"
+        with GraphBuilder(out / "decoder.onnx", store, **{**settings, "unpack_weights": unpacked}) as graph:
             functions["decoder"] = _save(graph, "decoder", *lower_decoder(config, graph))
     deploy(
         [out / f"{name}.onnx" for name in functions], format=format, prepacking=prepacking, architecture=architecture
@@ -66,7 +78,7 @@ def lower_onnx(
         config, runtime="onnxruntime", suffix=format, context=context, prefill_chunk=None, functions=functions
     )
     options = session_options(prepacking)
-    if config.text is not None:
+    if config.text is not None and optional_inputs:
         files = genai_files(
             config.text, store.path, filename=f"decoder.{format}", context=context, session_options=options
         )
@@ -84,14 +96,14 @@ def lower_program(
     path: Path,
     *,
     outputs: Sequence[str],
-    context: int = 0,
     accuracy_level: int,
+    **settings: Any,
 ) -> dict[str, Any]:
     """Write one captured graph of fixed shapes to path, its outputs named so; returns what model.json says of it.
 
-    Inputs keep their names and dtypes. Raises LoweringError as lower_onnx does.
+    Inputs keep their names and dtypes. settings: of the GraphBuilder. Raises LoweringError as lower_onnx does.
     """
-    with GraphBuilder(path, store, context=context, accuracy_level=accuracy_level) as graph:
+    with GraphBuilder(path, store, accuracy_level=accuracy_level, **settings) as graph:
         inputs = {
             name: graph.input(name, data_type(value.dtype), value.shape) for name, value in user_inputs(program).items()
         }

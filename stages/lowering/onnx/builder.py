@@ -30,11 +30,23 @@ class GraphBuilder:
 
     Values are onnx_ir.Value with their dtype set. Weights go to `<path>.data` at once and only their place stays in
     memory; no path is written but that file's name. accuracy_level: of MatMulNBits. context: rows of the rotary tables.
+    unpack_weights: of products: "never", MatMulNBits reads their codes; "folded" or "dequantized": see unpacked.py.
+    optional_inputs: an input may be one that a caller can leave out.
     """
 
-    def __init__(self, path: Path, store: QuantizedStore, *, accuracy_level: int, context: int):
+    def __init__(
+        self,
+        path: Path,
+        store: QuantizedStore,
+        *,
+        accuracy_level: int,
+        context: int = 0,
+        unpack_weights: str = "never",
+        optional_inputs: bool = True,
+    ):
         self.path, self.store = Path(path), store
         self.accuracy_level, self.context = accuracy_level, context
+        self.unpack_weights, self.optional_inputs = unpack_weights, optional_inputs
         self.shared: dict[Any, Any] = {}  # what emitters remember of each other's values
         self.parameters: dict[str, Weight] = {}  # of the captured program, by placeholder
         self._constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
@@ -58,8 +70,13 @@ class GraphBuilder:
         return ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
 
     def optional_input(self, name: str, shape: Sequence[int | str], default: NDArray[Any]) -> ir.Value:
-        """An input that a caller may leave out, and that then is `default`: an initializer that can be overridden."""
+        """An input that a caller may leave out, and that then is `default`: an initializer that can be overridden.
+
+        One like any other, where the graph is to have no optional inputs.
+        """
         tensor = ir.tensor(default, name=name)
+        if not self.optional_inputs:
+            return self.input(name, tensor.dtype, shape)
         value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(shape), const_value=tensor)
         self._initializers[name] = value
         return value

@@ -20,8 +20,9 @@ def lower_decoder(config: ModelConfig, graph: GraphBuilder) -> tuple[list[ir.Val
 
     input_ids (1, N) int64; attention_mask (1, P + N) int64, of which only the length is read; past_key_values.I.key and
     .value (1, KV, P or context, head_dim) float32. They give logits (1, N, vocabulary) float32, present.I.key, .value.
-    Two more inputs may be left out: image_features (1, N, hidden) float32, of models with a tower: row i is used where
-    input_ids[i] is the image token; and logits_to_keep (1,) int64: logits of the last so many tokens alone, 0: of all.
+    Two more inputs may be left out, where a graph may have such inputs: image_features (1, N, hidden) float32, of
+    models with a tower: row i is used where input_ids[i] is the image token; and logits_to_keep (1,) int64: logits of
+    the last so many tokens alone, 0: of all.
     Raises LoweringError for heads of a width that GroupQueryAttention does not take.
     """
     text = config.text

@@ -1,9 +1,9 @@
 """How a stored weight looks in an ONNX graph: exactly the store's bits, in the encoding that the runtime reads fastest.
 
     float                 a float16 (or float32) initializer and a Cast, which the runtime folds when it loads the model
-    affine in a linear    com.microsoft MatMulNBits
+    affine in a linear    com.microsoft MatMulNBits; or as elsewhere, where the graph unpacks its weights
     affine as a table     com.microsoft GatherBlockQuantized
-    affine elsewhere      codes, minus zero points, times scales, folded when the model is loaded
+    affine elsewhere      codes, minus zero points, times scales, folded when the model is loaded, or DequantizeLinear
     palette, sparse       none: LoweringError
 
 A scale holds for `group_size` columns; MatMulNBits wants blocks of a power of two, at least 16. Where a group is
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from pipelines.errors import LoweringError
 from stages.lowering.graph import Weight
 from stages.lowering.limits import block_size
+from stages.lowering.onnx import unpacked
 from stages.lowering.onnx.builder import MICROSOFT, GraphBuilder
 from stages.quantizers.packing import pack_bits
 from stages.quantizers.store import QuantizedStore, TensorFormat
@@ -35,7 +36,7 @@ def dense(graph: GraphBuilder, weight: Weight) -> ir.Value:
         if form.format == "float":
             graph.shared[key] = _cast(graph, _float(graph, weight.name))
         else:
-            graph.shared[key] = _dequantized(graph, weight.name, form)
+            graph.shared[key] = unpacked.dequantized(graph, [weight.name], form.shape)
     return graph.shared[key]
 
 
@@ -46,13 +47,14 @@ def linear(graph: GraphBuilder, x: ir.Value, matrices: Sequence[Weight], offsets
     """
     names = tuple(weight.name for weight in matrices)
     forms = [_format(graph, name) for name in names]
+    form, rows = forms[0], sum(form.rows for form in forms)
     bias = graph.op("Concat", *offsets, axis=0) if len(offsets) > 1 else next(iter(offsets), None)
-    if forms[0].format == "float":
-        transposed = graph.op("Transpose", dense(graph, matrices[0]), perm=[1, 0])
-        product = graph.op("MatMul", x, transposed)
+    if form.format == "float" or graph.unpack_weights != "never":
+        one = len(matrices) == 1
+        whole = dense(graph, matrices[0]) if one else unpacked.dequantized(graph, names, (rows, form.columns))
+        product = graph.op("MatMul", x, graph.op("Transpose", whole, perm=[1, 0]))
         return product if bias is None else graph.op("Add", product, bias)
     blocks = _blocks(graph, names)
-    form, rows = forms[0], sum(form.rows for form in forms)
     return graph.op(
         "MatMulNBits",
         x,
@@ -114,7 +116,7 @@ class _Blocks:
         self.rows = sum(graph.store.format(name).rows for name in names)
         self.count = math.ceil(self.form.columns / size)
         self.label = "+".join(names)
-        self.place = graph.append(*(self._packed(name) for name in names))
+        self.place = self._place()
         self.scales = self._repeated_scales()
         self.zero_points = None if self.form.symmetric else self._zero_points()
         self.views: dict[tuple[int, ...], ir.Value] = {}
@@ -125,15 +127,16 @@ class _Blocks:
             self.views[shape] = self.graph.placed(name, self.place, ir.DataType.UINT8, shape)
         return self.views[shape]
 
-    def _packed(self, name: str) -> NDArray[np.uint8]:
+    def _place(self) -> tuple[int, int]:
         missing = self.count * self.size - self.form.columns
         if not missing:
-            return self.graph.store.packed_codes(name)
-        return pack_bits(np.pad(self.graph.store.codes(name), ((0, 0), (0, missing))), self.form.bits)
+            return unpacked.place_of_codes(self.graph, self.names)
+        codes = (np.pad(self.graph.store.codes(name), ((0, 0), (0, missing))) for name in self.names)
+        return self.graph.append(*(pack_bits(padded, self.form.bits) for padded in codes))
 
     def _repeated_scales(self) -> ir.Value:
         groups, repeats = self.form.groups, self.count // self.form.groups
-        place = self.graph.append(*(self.graph.store.scales(name) for name in self.names))
+        place = unpacked.place_of_scales(self.graph, self.names)
         scales = self.graph.placed(f"{self.label}.scales", place, ir.DataType.FLOAT16, (self.rows, groups))
         value = _cast(self.graph, scales)
         if repeats == 1:
@@ -203,38 +206,3 @@ def _cast(graph: GraphBuilder, value: ir.Value) -> ir.Value:
     if value.dtype == ir.DataType.FLOAT:
         return value
     return graph.op("Cast", value, dtype=ir.DataType.FLOAT, to=ir.DataType.FLOAT.value)
-
-
-def _dequantized(graph: GraphBuilder, name: str, form: TensorFormat) -> ir.Value:
-    """(code - zero point) * scale, which the runtime folds at load; a DequantizeLinear would run every time."""
-    value = _unpacked(graph, name, form)
-    point = graph.constant(1 << (form.bits - 1), np.float32)
-    if not form.symmetric:
-        points = graph.store.zero_points(name)[:, :, None]
-        point = _cast(graph, graph.stored(f"{name}.dense.zero_points", points, ir.DataType.UINT8, points.shape))
-    scales = graph.store.scales(name)[:, :, None]
-    scale = _cast(graph, graph.stored(f"{name}.dense.scales", scales, ir.DataType.FLOAT16, scales.shape))
-    value = graph.op("Mul", graph.op("Sub", value, point), scale)
-    return graph.op("Reshape", value, graph.constant(form.shape, np.int64))
-
-
-def _unpacked(graph: GraphBuilder, name: str, form: TensorFormat) -> ir.Value:
-    """The codes as float32 (rows, groups, group_size). Opset 21 has no type of 2 bits: those are shifted out."""
-    packed = pack_bits(graph.store.codes(name), form.bits)
-    grouped = (form.rows, form.groups, form.group_size)
-    name = f"{name}.dense.codes"
-    if form.bits != 2:
-        dtype = ir.DataType.UINT4 if form.bits == 4 else ir.DataType.UINT8
-        return _cast(graph, graph.stored(name, packed, dtype, grouped))
-    four = graph.stored(name, packed, ir.DataType.UINT8, (packed.size, 1))
-    shifted = graph.op("BitShift", four, graph.constant([[0, 2, 4, 6]], np.uint8), direction="RIGHT")
-    codes = graph.op("BitwiseAnd", shifted, graph.constant(3, np.uint8))
-    return _cast(graph, graph.op("Reshape", _trimmed(graph, codes, form), graph.constant(grouped, np.int64)))
-
-
-def _trimmed(graph: GraphBuilder, codes: ir.Value, form: TensorFormat) -> ir.Value:
-    """Without what fills the last byte."""
-    flat = graph.op("Reshape", codes, graph.constant([-1], np.int64))
-    if form.rows * form.columns % 4 == 0:
-        return flat
-    return graph.op("Slice", flat, graph.constant([0], np.int64), graph.constant([form.rows * form.columns], np.int64))
