@@ -24,10 +24,12 @@ lint: setup
 
 test: lint
 	@sh tests/browser.sh
+	@sh tests/node.sh
 	python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)
 
 test-all: lint
 	@sh tests/browser.sh
+	@sh tests/node.sh
 	python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 clean:

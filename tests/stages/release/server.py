@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import mimetypes
 import re
 import socket
 import struct
@@ -15,6 +17,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 UNTOLD = -1
+mimetypes.add_type("text/javascript", ".mjs")
 
 
 @dataclass
@@ -44,6 +47,8 @@ class Server:
     """Serves a folder at `url` until `close`; requests: "path" or "path bytes=N-" of each; sent: bytes of bodies.
 
     budget: bytes of bodies after which every connection is dropped, None: never. pause: seconds after 64 KiB.
+    mounts: {first part of a path: the folder that it leads to}. headers: of every answer with a body. tags: whether
+    answers have an ETag, and If-Range is held against it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -52,6 +57,9 @@ class Server:
         self.requests: list[str]
         self.budget: int | None = None
         self.pause = 0.0
+        self.mounts: dict[str, Path] = {}
+        self.headers: dict[str, str] = {}
+        self.tags = False
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), handler(self))
         self.http.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
@@ -64,6 +72,10 @@ class Server:
                     fault.times -= 1
                 return fault
         return Fault(pause=self.pause)
+
+    def file(self, path: str) -> Path:
+        first, _, rest = path.partition("/")
+        return self.mounts[first] / rest if first in self.mounts else self.folder / path
 
     def close(self) -> None:
         self.http.shutdown()
@@ -85,13 +97,13 @@ def handler(server: Server) -> type[BaseHTTPRequestHandler]:
         disable_nagle_algorithm = True
 
         def do_GET(self) -> None:
-            path, wanted = unquote(self.path).lstrip("/"), self.headers.get("Range", "")
+            path, wanted = unquote(self.path.partition("?")[0]).lstrip("/"), self.headers.get("Range", "")
             server.requests.append(f"{path} {wanted}".strip())
             if server.budget is not None and server.sent >= server.budget:
                 self.close_connection = True
                 return
             fault = server.fault(path)
-            file = server.folder / path
+            file = server.file(path)
             if fault.drip:
                 self.close_connection = True
                 with contextlib.suppress(OSError):
@@ -111,16 +123,23 @@ def handler(server: Server) -> type[BaseHTTPRequestHandler]:
                 self.send_error(fault.status or 404)
                 return
             data = (file.read_bytes() if fault.data is None else fault.data) + fault.more
-            start = int(found[1]) if fault.ranges and (found := re.match(r"bytes=(\d+)-", wanted)) else 0
+            found = re.match(r"bytes=(\d+)-(\d*)", wanted) if fault.ranges else None
+            start, whole = int(found[1]) if found else 0, len(data)
+            tag = {"ETag": f'"{hashlib.sha256(data).hexdigest()[:16]}"'} if server.tags else {}
+            if tag and self.headers.get("If-Range", tag["ETag"]) != tag["ETag"]:
+                start, found = 0, None
+            if start and found and found[2]:
+                data = data[: int(found[2]) + 1]
             if start and start >= len(data):
                 self.send_error(416)
                 return
             self.send_response(206 if start else 200)
             if start:
-                self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+                self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{whole}")
             if fault.length != UNTOLD:
                 self.send_header("Content-Length", str(len(data) - start if fault.length is None else fault.length))
-            for name, value in fault.headers.items():
+            kind = mimetypes.guess_type(path)[0] or "application/octet-stream"
+            for name, value in {"Content-Type": kind, **tag, **server.headers, **fault.headers}.items():
                 self.send_header(name, value)
             self.end_headers()
             with contextlib.suppress(OSError):

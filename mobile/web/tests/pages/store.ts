@@ -1,0 +1,36 @@
+/** What tests/mobile/test_store.py calls in a page. */
+import type { Order, Outcome } from "./store-worker";
+
+type Message = { event: { type: string; loaded?: number } };
+
+/** Open a bundle in a worker of its own, which then ends. after: it ends after so many milliseconds, whatever it does;
+ * result: null. */
+export function open(order: Order, after?: number): Promise<Outcome | null> {
+  return asked({ open: order }, after) as Promise<Outcome | null>;
+}
+
+export const flip = (name: string, offset: number): Promise<unknown> => asked({ flip: name, offset });
+export const list = (): Promise<unknown> => asked({ list: true });
+
+/** How far the last download came, in bytes. */
+export let loaded = 0;
+
+// once: a page whose server was stopped still has its worker
+const source = URL.createObjectURL(await (await fetch("/sdk/store-worker.js")).blob());
+
+function asked(message: object, after?: number): Promise<unknown> {
+  const worker = new Worker(source, { type: "module" });
+  return new Promise((resolve, reject) => {
+    const end = (value: unknown): void => {
+      worker.terminate();
+      resolve(value);
+    };
+    worker.onmessage = ({ data }: MessageEvent<Message>) => {
+      if (typeof data !== "object" || !("event" in data)) end(data);
+      else loaded = data.event.loaded ?? loaded;
+    };
+    worker.onerror = (event) => reject(new Error(event.message));
+    worker.postMessage(message);
+    if (after !== undefined) setTimeout(() => end(null), after);
+  });
+}
