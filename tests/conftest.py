@@ -9,10 +9,20 @@ os.environ["OMP_NUM_THREADS"] = "1"  # two test processes share two cores
 settings.register_profile("tapeout", deadline=None, max_examples=30, derandomize=True)
 settings.load_profile("tapeout")
 
-LONGEST = ("test_reference.py", "test_search.py", "test_dvc.py", "test_ray_map.py", "test_ray.py", "test_train.py")
+LONGEST = (
+    "tests/test_reference.py",
+    "tests/test_search.py",
+    "pipelines/test_dvc.py",
+    "pipelines/test_ray_map.py",
+    "pipelines/test_ray.py",
+    "stages/test_train.py",
+    "mobile/test_store.py",
+    "mobile/test_playground.py",
+    "mobile/test_engine.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first: each goes to one of two processes, and none is to begin when the other has nothing."""
     places = {name: place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: places.get(item.path.name, len(places)))
+    items.sort(key=lambda item: places.get("/".join(item.path.parts[-2:]), len(places)))

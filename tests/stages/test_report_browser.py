@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import pytest
 from PIL import Image
 
 from pipelines.report import write_report
+from tests.pages import ARGUMENTS, CONTRAST, Stops, beyond, headings_are_right, twice
 from tests.stages.reported import make_build
 from tests.stages.reported_devices import thirty
 
@@ -28,20 +28,9 @@ playwright = pytest.importorskip(
     "playwright.sync_api", reason="playwright is not installed: it is among the test extras"
 )
 
-ARGUMENTS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-dev-shm-usage",
-)
 LOOKS = [(1280, "light"), (360, "light"), (1280, "dark"), (360, "dark")]
 HEIGHTS = {1280: 900, 360: 740}
 TALLEST = 6000  # px of a screenshot: Chromium cannot always take those of a whole page
-FOCUSABLE = "a[href], button, input, select, summary, [tabindex='0']"
 Opened = Callable[..., "Tab"]
 
 
@@ -114,14 +103,7 @@ def test_it_fits_says_nothing_and_asks_for_nothing(
     assert (tab.said, tab.asked) == ([], [])
     assert tab.run("document.title").endswith("· Tapeout")
     assert tab.run("document.documentElement.scrollWidth") == width
-    beyond = tab.run(
-        """[...document.querySelectorAll("body *")].filter((each) => {
-          if (each.closest(".scroll, nav ol, .skip, .patterns, svg, [hidden]")) return false;
-          const box = each.getBoundingClientRect();
-          return box.width && (box.right > innerWidth + 0.5 || box.left < -0.5);
-        }).map((each) => each.outerHTML.slice(0, 90))"""
-    )
-    assert beyond == []
+    assert beyond(tab.page, ".scroll, nav ol, .patterns") == []
     height = tab.run("document.body.scrollHeight")
     for part, top in enumerate(range(0, height, TALLEST)):
         place = {"x": 0, "y": top, "width": width, "height": min(TALLEST, height - top)}
@@ -161,30 +143,9 @@ def test_the_figures_that_it_shows_are_those_of_its_json(opened: Opened) -> None
 @pytest.mark.parametrize("width", [1280, 360])
 def test_tab_reaches_every_control_with_visible_focus_and_leaves_again(opened: Opened, width: int) -> None:
     tab = opened("four", width)
-    tab.run(
-        f"""[...document.querySelectorAll("{FOCUSABLE}")].filter((each) => each.checkVisibility())
-        .forEach((each, place) => {{ each.dataset.stop = place; }})"""
-    )
-    stops = tab.run("document.querySelectorAll('[data-stop]').length")
-    reached: dict[str, bool] = {}
-    for _ in range(2 * stops):
-        tab.page.keyboard.press("Tab")
-        at = tab.run(
-            """(() => {
-              const each = document.activeElement;
-              if (each === document.body) return null;
-              const style = getComputedStyle(each), box = each.getBoundingClientRect();
-              const ring = style.outlineStyle !== "none" && parseFloat(style.outlineWidth) >= 2;
-              const within = box.bottom > 0 && box.top < innerHeight && box.right > 0 && box.left < innerWidth;
-              return [each.dataset.stop ?? each.outerHTML.slice(0, 80), ring && within];
-            })()"""
-        )
-        if at is None or at[0] in reached:
-            break
-        reached[at[0]] = at[1]
-    assert {str(place) for place in range(stops)} <= set(reached), "not reached"
-    assert [place for place, visible in reached.items() if not visible] == []
-    assert next(iter(reached)) == tab.run("document.querySelector('.skip').dataset.stop")
+    stops = Stops(tab.page)
+    assert stops.missed == [] and stops.unseen == []
+    assert stops.first == tab.run("document.querySelector('.skip').dataset.stop")
 
 
 def test_the_skip_link_leads_to_the_devices_and_a_device_to_its_sheet(opened: Opened) -> None:
@@ -210,17 +171,11 @@ def test_tables_scroll_in_regions_that_have_names(opened: Opened) -> None:
 
 def test_headings_and_landmarks(opened: Opened) -> None:
     tab = opened("four")
-    levels = tab.run("[...document.querySelectorAll('h1,h2,h3,h4')].map((each) => Number(each.tagName[1]))")
-    assert levels.count(1) == 1 and levels[0] == 1
-    assert all(after <= before + 1 for before, after in pairwise(levels))
+    assert headings_are_right(tab.page)
     for landmark in ("header", "nav[aria-label]", "main", "footer"):
         assert tab.run(f"document.querySelectorAll({json.dumps(landmark)}).length") == 1
     assert tab.run("document.documentElement.lang") == "en"
-    twice = tab.run(
-        """(() => { const names = [...document.querySelectorAll("[id]")].map((each) => each.id);
-        return names.filter((each, place) => names.indexOf(each) !== place); })()"""
-    )
-    assert twice == []
+    assert twice(tab.page) == []
     assert tab.run("[...document.images].every((each) => each.alt && each.naturalWidth > 0)")
     assert tab.run("[...document.querySelectorAll('tbody tr')].every((each) => each.cells.length > 0)")
     dead = tab.run(
@@ -228,33 +183,6 @@ def test_headings_and_landmarks(opened: Opened) -> None:
         ".filter((each) => !document.getElementById(decodeURIComponent(each.slice(1))))"
     )
     assert dead == []
-
-
-CONTRAST = """(() => {
-  const parse = (text) => (text.match(/[\\d.]+/g) || [0, 0, 0, 0]).map(Number);
-  const light = ([r, g, b]) => {
-    const part = (value) => (value /= 255) <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4;
-    return 0.2126 * part(r) + 0.7152 * part(g) + 0.0722 * part(b);
-  };
-  const ground = (each) => {
-    for (; each; each = each.parentElement) {
-      const color = parse(getComputedStyle(each).backgroundColor);
-      if (color.length < 4 || color[3] === 1) return color;
-    }
-    return [255, 255, 255];
-  };
-  const low = [];
-  const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-  while (walk.nextNode()) {
-    const parent = walk.currentNode.parentElement;
-    if (!walk.currentNode.data.trim() || parent.closest("script, title, .skip") || !parent.checkVisibility()) continue;
-    const style = getComputedStyle(parent), inside = parent.closest("svg");
-    const color = light(parse(inside ? style.fill : style.color)), behind = light(ground(inside || parent));
-    const ratio = (Math.max(color, behind) + 0.05) / (Math.min(color, behind) + 0.05);
-    if (ratio < 4.5) low.push([walk.currentNode.data.slice(0, 40), ratio]);
-  }
-  return low;
-})()"""
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -1,0 +1,1 @@
+"""The playground: a page that asks a bundle about images, on the SDK for the web."""
