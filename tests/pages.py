@@ -1,8 +1,10 @@
-"""What every page is held to, by script: that it fits, its contrast, its headings, and how the keyboard moves on it."""
+"""What every page is held to, by script: that it fits, its contrast, headings, keyboard, and stalls."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -16,6 +18,7 @@ ARGUMENTS = (
     "--disable-sync",
     "--disable-dev-shm-usage",
 )
+STALL = 50  # milliseconds that a page may be busy at once
 FOCUSABLE = "a[href], button, input, select, summary, [tabindex='0']"
 
 CONTRAST = """(() => {
@@ -71,6 +74,26 @@ def twice(page: Any) -> list[str]:
         return names.filter((each, place) => names.indexOf(each) !== place); })()"""
     )
     return found
+
+
+@contextmanager
+def traced(page: Any) -> Iterator[list[float]]:
+    """Trace the browser; fill the list, at the end, with what each task of a page's main thread took.
+
+    In milliseconds of the processor's time, greatest first: of the clock's, a task has as many as the other processes
+    on the machine leave it.
+    """
+    busy: list[float] = []
+    browser = page.context.browser
+    browser.start_tracing(categories=["toplevel"])
+    try:
+        yield busy
+    finally:
+        events = json.loads(browser.stop_tracing())["traceEvents"]
+        names = {(each["pid"], each["tid"]): each["args"]["name"] for each in events if each["name"] == "thread_name"}
+        mains = {thread for thread, name in names.items() if name == "CrRendererMain"}
+        ours = (each for each in events if (each["pid"], each["tid"]) in mains and "tdur" in each)
+        busy.extend(sorted((each["tdur"] / 1000 for each in ours), reverse=True))
 
 
 class Stops:

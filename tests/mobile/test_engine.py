@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from tests.mobile.web import ARGUMENTS, CHROMIUM, ROOT, VECTORS, Opener, Site, Tab, site_of
+from tests.pages import STALL, traced
 
-STALL = 50  # milliseconds that a page may be busy at once
-HEARD = 100  # milliseconds from an abort to its effect
+HEARD = 100  # milliseconds from an abort to its effect, in the best of some tries: others share the machine
 GROWTH = 1.02  # of memory, from the tenth of a hundred answers on
 EAGER = ("--enable-blink-features=ForceEagerMeasureMemory",)  # else a page is told of its memory after 20 s
 GPU = ("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-features=Vulkan")
@@ -58,16 +58,12 @@ def given(site: Site, **more: Any) -> dict[str, Any]:
 
 def test_answers_are_those_of_the_vectors_and_the_page_never_stalls(tab: Tab, site: Site) -> None:
     values = given(site)
-    found = tab.run(
-        """
-        const stalls = [];
-        new PerformanceObserver((list) => stalls.push(...list.getEntries().map((entry) => entry.duration)))
-            .observe({ type: "longtask", buffered: true });
-        """
-        + OPEN
-        + """
+    tab.run(OPEN + "Object.assign(globalThis, { model, events, fetched });", values)
+    with traced(tab.page) as busy:
+        found = tab.run(
+            """
         const results = [];
-        for (const { image, question } of answers) {
+        for (const { image, question } of given[0].answers) {
             const answer = model.ask(await fetched(image), question);
             let text = "";
             for await (const piece of answer) text += piece;
@@ -75,11 +71,11 @@ def test_answers_are_those_of_the_vectors_and_the_page_never_stalls(tab: Tab, si
         }
         const { info } = model;
         await model.close();
-        return { info, results, stalls, events };
+        return { info, results, events };
         """,
-        values,
-    )
-    assert found["stalls"] == [] or max(found["stalls"]) <= STALL
+            values,
+        )
+    assert len(busy) > len(values["answers"]) and busy[0] <= STALL
     for answer, result in zip(values["answers"], found["results"], strict=True):
         told = {key: result[key] for key in ("ids", "text", "stop")}
         assert told == {key: answer[key] for key in told}
@@ -117,7 +113,10 @@ def test_an_abort_is_heard_at_once_and_the_next_question_answered(tab: Tab, site
             "after the first piece": async (answer) => { for await (const _ of answer) return; },
         };
         const out = {};
-        for (const [moment, after] of Object.entries(moments)) out[moment] = await timed(after);
+        for (const [moment, after] of Object.entries(moments)) {
+            out[moment] = [];
+            for (let turn = 0; turn < 3; turn++) out[moment].push(await timed(after));
+        }
         const before = new AbortController();
         before.abort();
         out.before = await code(model.ask(blob, asked.question, { signal: before.signal }).result);
@@ -133,8 +132,9 @@ def test_an_abort_is_heard_at_once_and_the_next_question_answered(tab: Tab, site
     )
     out, text = found["out"], found["text"]
     for moment in ("at once", "while the image is read", "after the first piece"):
-        assert (out[moment]["outcome"], out[moment]["next"]) == ("aborted", text)
-        assert out[moment]["told"] < HEARD and out[moment]["waited"] < 2 * HEARD
+        assert {(each["outcome"], each["next"]) for each in out[moment]} == {("aborted", text)}
+        assert min(each["told"] for each in out[moment]) < HEARD
+        assert min(each["waited"] for each in out[moment]) < HEARD
     assert out["before"] == "aborted"
     assert out["queued"] == [text, "aborted", text]
 
@@ -200,6 +200,72 @@ def test_every_kind_of_image_gives_the_same_answer_and_stays_the_callers(tab: Ta
         for turn in (1, 2):
             assert found["out"][f"{kind}{turn}"] == [found["text"], True], kind  # of seven images, two are kept
     assert found["refused"] == ["image", "image", "prompt", "image"]
+
+
+def test_a_question_whose_image_does_not_come_holds_up_nobody_once_it_is_given_up(tab: Tab, site: Site) -> None:
+    tab.page.route("**/never.png", lambda route: None)
+    found = tab.run(
+        OPEN
+        + """
+        const lazy = Object.assign(new Image(), { loading: "lazy", src: "/vectors/" + asked.image });
+        const out = { lazy: (await model.ask(lazy, asked.question).result).text === asked.text };
+        const never = Object.assign(new Image(), { src: "/never.png" });
+        const stop = new AbortController();
+        const first = code(model.ask(never, "?", { signal: stop.signal }).result);
+        const blob = await fetched(asked.image);
+        const second = model.ask(blob, asked.question).result;
+        setTimeout(() => stop.abort(), 50);
+        out.ended = await first;
+        out.next = (await second).text === asked.text;
+        out.none = await code(model.ask(blob).result);
+        const any = AbortSignal.any;
+        delete AbortSignal.any;  // as in browsers of 2023
+        const stopped = new AbortController();
+        const items = [{ image: blob, question: asked.question }];
+        out.batch = (await model.askAll(items, { signal: stopped.signal })).length;
+        stopped.abort();
+        out.stopped = await code(model.askAll(items, { signal: stopped.signal }));
+        AbortSignal.any = any;
+        await model.close();
+        return out;
+        """,
+        given(site),
+    )
+    assert found == {
+        "lazy": True,
+        "ended": "aborted",
+        "next": True,
+        "none": "prompt",
+        "batch": 1,
+        "stopped": "aborted",
+    }
+
+
+def test_pages_that_may_keep_nothing_or_are_not_secure(browser: Any, sdk: Path, tmp_path: Path) -> None:
+    """A browser that blocks a site's data blocks its locks as well."""
+    (tmp_path / "profile" / "Default").mkdir(parents=True)
+    blocked = {"profile": {"default_content_setting_values": {"cookies": 2}}}
+    (tmp_path / "profile" / "Default" / "Preferences").write_text(json.dumps(blocked), encoding="utf-8")
+    other = browser.browser_type.launch_persistent_context(
+        tmp_path / "profile",
+        executable_path=CHROMIUM,
+        args=[*ARGUMENTS, "--host-resolver-rules=MAP phone.test 127.0.0.1"],
+    )
+    with closing(other), site_of(tmp_path / "site", sdk) as site:
+        site.server.mounts["vectors"] = VECTORS
+        values = given(site)
+        tab = Tab(other.new_page(), site)
+        script = """
+            const { text } = await model.ask(await fetched(asked.image), asked.question).result;
+            await model.close();
+            return { same: text === asked.text, told: events.filter(({ type }) => type === "fallback") };
+        """
+        found = tab.run(OPEN + script, values)
+        assert found["same"] and [event["to"] for event in found["told"]] == ["memory"]
+        tab.page.goto(f"{site.url.replace('127.0.0.1', 'phone.test')}/index.html")
+        script = "return await sdk.open(given[0].url, options).catch(({ code, hint }) => [code, hint]);"
+        code, hint = tab.run(OPEN + script, values | {"options": None})
+        assert code == "unsupported" and "https" in hint
 
 
 def test_the_same_blob_is_encoded_once_and_so_is_an_image_of_a_batch(tab: Tab, site: Site) -> None:
@@ -291,6 +357,8 @@ def test_slips_have_codes_and_a_watch_that_is_stopped_leaves_nothing(tab: Tab, s
         out.torn = await code(first(model.watch(torn(), asked.question)));
         out.address = await code(sdk.open("http://", options));
         out.none = await code(sdk.open([], options));
+        out.empty = await code(sdk.open("", options));
+        out.key = await code(sdk.open(given[0].url, { keys: given[0].key }));
         const made = [];
         let listeners = 0;
         const stop = new AbortController();
@@ -327,6 +395,8 @@ def test_slips_have_codes_and_a_watch_that_is_stopped_leaves_nothing(tab: Tab, s
         "torn": "image",
         "address": "network",
         "none": "network",
+        "empty": "network",
+        "key": "signature",
         "closed": True,
         "listeners": 0,
     }
@@ -345,13 +415,17 @@ def test_a_camera_and_a_video_are_watched_until_they_end_or_the_signal_comes(tab
         const fromCamera = [];
         for await (const { text } of model.watch(camera, asked.question, { fps: 20 })) {
             fromCamera.push(text);
-            if (fromCamera.length === 3) {
-                camera.getTracks()[0].stop();
-                camera.getTracks()[0].dispatchEvent(new Event("ended"));
-            }
+            if (fromCamera.length === 3) camera.getTracks()[0].stop();
         }
         const video = document.createElement("video");
         video.muted = true;
+        const shown = video.srcObject = canvas.captureStream(30);
+        await video.play();
+        let stopped = 0;
+        for await (const _ of model.watch(video, asked.question, { fps: 20 })) {
+            stopped++;
+            shown.getTracks()[0].stop();
+        }
         video.srcObject = canvas.captureStream(30);
         await video.play();
         const stop = new AbortController();
@@ -362,12 +436,164 @@ def test_a_camera_and_a_video_are_watched_until_they_end_or_the_signal_comes(tab
         }
         clearInterval(drawing);
         await model.close();
-        return { fromCamera: fromCamera.length, fromVideo: fromVideo.length, texts: fromCamera.concat(fromVideo) };
+        const texts = fromCamera.concat(fromVideo);
+        return { stopped, fromCamera: fromCamera.length, fromVideo: fromVideo.length, texts };
         """,
         given(site),
     )
-    assert 3 <= found["fromCamera"] <= 4 and found["fromVideo"] == 3
+    assert (found["fromCamera"], found["fromVideo"], found["stopped"]) == (3, 3, 1)
     assert all(text != "" for text in found["texts"])
+
+
+def test_what_is_no_film_is_refused_and_no_film_is_answered_too_often(tab: Tab, site: Site) -> None:
+    found = tab.run(
+        OPEN
+        + """
+        const image = await fetched(asked.image);
+        const wait = (time) => new Promise((resolve) => setTimeout(resolve, time));
+        const films = {
+            list: [image], object: {}, none: null, text: "film", broken: { [Symbol.asyncIterator]: 5 },
+            trackless: new MediaStream(),
+        };
+        const left = [];
+        for (const frame of [null, "frame", {}, { close: 1 }])
+            films[`of ${JSON.stringify(frame)}`] = (async function* () {
+                try { yield frame; await wait(1e6); } finally { left.push(frame); }
+            })();
+        const first = async (film, fps) => {
+            for await (const _ of model.watch(film, asked.question, { fps })) return;
+        };
+        const told = {};
+        for (const [name, film] of Object.entries(films))
+            told[name] = await first(film).then(() => "none", (error) => `${error.code} ${error.hint && "hint"}`);
+        const still = async function* () { yield image; };
+        const rates = {};
+        for (const fps of [NaN, -1, "5", null, Infinity]) rates[String(fps)] = await code(first(still(), fps));
+        const times = [];
+        const ask = model.ask;
+        model.ask = function (...words) { times.push(performance.now()); return ask.apply(this, words); };
+        const late = async function* () { yield image; await wait(350); yield image; await wait(10); yield image; };
+        for await (const _ of model.watch(late(), asked.question, { fps: 5 }));
+        const gaps = times.slice(1).map((time, place) => time - times[place]);
+        let rare = 0;
+        const signal = AbortSignal.timeout(700);
+        for await (const _ of model.watch(late(), asked.question, { fps: 1e-9, signal })) rare++;
+        await model.close();
+        return { told, rates, left, gaps, rare };
+        """,
+        given(site),
+    )
+    assert set(found["told"].values()) == {"image hint"} and found["left"][:2] == [None, "frame"], found["told"]
+    assert found["rates"] == {"NaN": "prompt", "-1": "prompt", "5": "prompt", "null": "prompt", "Infinity": "none"}
+    assert len(found["gaps"]) == 2 and min(found["gaps"]) >= 199 and found["rare"] == 1
+
+
+def test_a_film_that_shows_nothing_ends_by_the_signal_and_with_the_model(tab: Tab, site: Site) -> None:
+    found = tab.run(
+        OPEN
+        + """
+        const listeners = new Map();  // the last thing done with each
+        for (const [name, step] of [["addEventListener", 1], ["removeEventListener", -1]]) {
+            const call = EventTarget.prototype[name];
+            EventTarget.prototype[name] = function (event, hear, ...more) {
+                const key = `${this.number ??= Math.random()} ${event} ${hear.number ??= Math.random()}`;
+                if (this instanceof AbortSignal || this instanceof HTMLVideoElement) listeners.set(key, step);
+                return call.call(this, event, hear, ...more);
+            };
+        }
+        const videos = [];
+        const create = document.createElement.bind(document);
+        document.createElement = (name) => { videos.push(create(name)); return videos.at(-1); };
+        let returned = 0;
+        const films = {
+            stream: () => document.createElement("canvas").captureStream(0),
+            video: () => document.createElement("video"),
+            frames: () => ({
+                [Symbol.asyncIterator]: () => ({ next: () => new Promise(() => {}), return: () => void returned++ }),
+            }),
+        };
+        const ended = (film, signal) => Promise.race([
+            code((async () => { for await (const _ of model.watch(film, asked.question, { signal })); })()),
+            new Promise((resolve) => setTimeout(() => resolve("hangs"), 2000)),
+        ]);
+        const stop = new AbortController();
+        const watches = Object.values(films).map((film) => ended(film(), stop.signal));
+        setTimeout(() => stop.abort(), 50);
+        const aborted = await Promise.all(watches);
+        const open = Object.values(films).map((film) => ended(film()));
+        await new Promise((resolve) => setTimeout(resolve, 50));
+        await model.close();
+        const closed = await Promise.all(open);
+        const after = await ended(films.video());
+        const held = videos.filter((each) => each.srcObject).length;
+        const kept = [...listeners].filter(([, step]) => step > 0);
+        return { aborted, closed, after, returned, held, kept, some: listeners.size };
+        """,
+        given(site),
+    )
+    assert (found["aborted"], found["closed"], found["after"]) == (["none"] * 3, ["closed"] * 3, "closed")
+    assert (found["returned"], found["held"], found["kept"]) == (2, 0, []) and found["some"] > 9
+
+
+def test_a_video_whose_source_changes_is_watched_on(tab: Tab, site: Site) -> None:
+    found = tab.run(
+        OPEN
+        + """
+        const bitmap = await createImageBitmap(await fetched(asked.image));
+        const canvas = Object.assign(document.createElement("canvas"), { width: bitmap.width, height: bitmap.height });
+        const drawing = setInterval(() => canvas.getContext("2d").drawImage(bitmap, 0, 0), 20);
+        const recorder = new MediaRecorder(canvas.captureStream(30), { mimeType: "video/webm" });
+        const film = new Promise((resolve) => { recorder.ondataavailable = ({ data }) => resolve(data); });
+        recorder.start();
+        setTimeout(() => recorder.stop(), 500);
+        const data = await film;
+        clearInterval(drawing);
+        const source = (src) => Object.assign(document.createElement("source"), { src });
+        const gives = {
+            src: (video) => { video.src = URL.createObjectURL(data); },
+            sources: (video) => video.append(source("/vectors/vectors.json"), source(URL.createObjectURL(data))),
+        };
+        const seen = {};
+        for (const [name, give] of Object.entries(gives)) {
+            const video = Object.assign(document.createElement("video"), { muted: true });
+            give(video);
+            seen[name] = 0;
+            for await (const _ of model.watch(video, asked.question, { fps: 20 })) {
+                if (seen[name]++ === 0) gives.src(video);
+                else if (seen[name] === 2) video.play();
+            }
+        }
+        await model.close();
+        return seen;
+        """,
+        given(site),
+    )
+    assert all(2 <= seen <= 20 for seen in found.values()), found
+
+
+def test_a_video_that_cannot_be_played_ends_its_watch(tab: Tab, site: Site) -> None:
+    found = tab.run(
+        OPEN
+        + """
+        const src = "/vectors/vectors.json";
+        const gives = [
+            (video) => { video.src = src; },
+            (video) => { video.append(Object.assign(document.createElement("source"), { src })); },
+        ];
+        const codes = [];
+        for (const give of gives) {
+            const video = document.createElement("video");
+            const first = async () => { for await (const _ of model.watch(video, asked.question)) return; };
+            const before = code(first());
+            give(video);
+            codes.push(await before, await code(first()));
+        }
+        await model.close();
+        return codes;
+        """,
+        given(site),
+    )
+    assert found == ["image"] * 4
 
 
 def test_a_hundred_answers_leave_the_memory_as_it_was_after_ten(browser: Any, site: Site) -> None:
@@ -432,6 +658,8 @@ def test_opening_falls_back_and_is_refused_and_stopped(tab: Tab, site: Site) -> 
     manifest["device"]["execution_providers"] = ["webgpu"]
     (site.folder / "other").mkdir()
     pinned = write_json(site.folder / "other" / "manifest.json", manifest)
+    requests: list[str] = []
+    tab.page.context.on("request", lambda request: requests.append(request.url))
     found = tab.run(
         OPEN
         + """
@@ -443,6 +671,8 @@ def test_opening_falls_back_and_is_refused_and_stopped(tab: Tab, site: Site) -> 
         stop.abort();
         out.stopped = await out.stopped;
         out.before = await code(sdk.open(given[0].url, { ...options, signal: stop.signal }));
+        const secret = await sdk.open(given[0].url.replace(/.$/, "?token=secret"), options);
+        await secret.close();
         const model2 = await sdk.open(["/nothing/here", given[0].url], options);
         out.text = (await model2.ask(await fetched(asked.image), asked.question).result).text;
         await model2.close();
@@ -458,10 +688,46 @@ def test_opening_falls_back_and_is_refused_and_stopped(tab: Tab, site: Site) -> 
         "aborted",
     ]
     assert out["text"] == found["asked"]["text"]
+    assert f"{site.url}/bundle/manifest.json?token=secret" in requests
     (event,) = found["events"]
     assert event["from"].endswith("/nothing/here/") and event["to"] == site.url + "/bundle/"
     assert not any("other/decoder" in line for line in tab.asked)
     tab.said = [line for line in tab.said if "404" not in line]  # the browser itself tells of those
+
+
+def test_an_opening_that_is_stopped_is_no_crash(tab: Tab, site: Site) -> None:
+    """Three of those would be: the worker ends when it has noted that it was stopped, whatever it was at."""
+    found = tab.run(
+        OPEN
+        + """
+        const state = async () => {
+            const root = await (await navigator.storage.getDirectory()).getDirectoryHandle("tapeout");
+            let newest = { count: 0 };
+            for await (const folder of root.values())
+                for (const name of ["state.0", "state.1"])
+                    try {
+                        const file = await (await folder.getFileHandle(name)).getFile();
+                        const found = JSON.parse(JSON.parse(await file.text()).text);
+                        if (found.count > newest.count) newest = found;
+                    } catch {}  // not there yet
+            return newest;
+        };
+        const stop = new AbortController();
+        const onEvent = ({ type, loaded, total }) => {
+            if (type === "progress" && loaded === total) setTimeout(() => stop.abort(), 100);
+        };
+        const ended = await code(sdk.open(given[0].url, { ...options, onEvent, signal: stop.signal }));
+        let noted = null;
+        for (let turn = 0; turn < 200 && !(noted?.count > 1 && noted.state.trying === null); turn++) {
+            await new Promise((resolve) => setTimeout(resolve, 50));
+            noted = await state();
+        }
+        return { ended, noted };
+        """,
+        given(site, options=None),
+    )
+    assert found["ended"] == "aborted" and found["noted"]["count"] > 1
+    assert (found["noted"]["state"]["trying"], found["noted"]["state"]["current"]) == (None, None)
 
 
 def test_without_isolation_it_runs_on_one_thread(browser: Any, sdk: Path, tmp_path: Path) -> None:

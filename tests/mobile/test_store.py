@@ -312,6 +312,21 @@ def test_a_redirect_to_another_origin_is_as_good(visitor: Visitor) -> None:
     visitor.opens()
 
 
+def test_a_part_that_no_server_gives_is_asked_for_with_the_rest(visitor: Visitor) -> None:
+    """If-Range would take a preflight where a redirect leads to another origin."""
+    visitor.publish()
+    visitor.server.headers |= {"Access-Control-Allow-Origin": "*", "Cross-Origin-Resource-Policy": "cross-origin"}
+    visitor.server.faults = [cut()]
+    visitor.fails("network")
+    target = f"{visitor.site.url.replace('127.0.0.1', 'localhost')}/b/{WEIGHTS}"
+    allowed = {"Location": target, "Access-Control-Allow-Origin": "*"}
+    visitor.server.faults = [Fault(f"b/{WEIGHTS}", times=1, status=302, headers=allowed)]
+    visitor.server.requests.clear()
+    visitor.opens()
+    ranged, whole = visitor.asked()
+    assert " bytes=" in ranged and " bytes=" not in whole
+
+
 def quota(tab: Tab, size: int | None) -> None:
     """Let the site keep so many bytes, None: as many as there is room for."""
     limits = {} if size is None else {"quotaSize": size}
@@ -432,6 +447,19 @@ def test_an_update_that_ends_in_the_middle_leaves_what_is_in_place(either: Visit
     either.publish("1.1.0", seed=2)
     either.opens(second)
     assert weights_of(third) not in either.kept(), "what nobody wants any more is removed"
+
+
+def test_what_a_tab_still_reads_outlives_the_updates_of_others(either: Visitor) -> None:
+    first = either.publish()
+    other = either.new_tab()
+    opened = other.run("return await sdk.open(given[0], undefined, true)", either.order(lasting=True))
+    right(opened, first)
+    for number in (1, 2):
+        either.opens(either.publish(f"1.{number}.0", seed=number + 1))
+        assert weights_of(first) in either.kept()
+    other.page.close()
+    either.opens(either.publish("1.3.0", seed=4))
+    assert weights_of(first) not in either.kept()
 
 
 def test_two_tabs_that_open_at_once_fetch_once(either: Visitor) -> None:

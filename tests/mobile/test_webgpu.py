@@ -6,6 +6,7 @@ page gets no adapter, as ONNX Runtime answers on this machine.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import closing
@@ -40,6 +41,16 @@ for (const { question } of asked) texts.push((await model.ask(blob, question).re
 const { info } = model;
 await model.close();
 return { texts, fallbacks, backend: info.backend };
+"""
+
+
+BROKEN = """
+const mapped = GPUBuffer.prototype.getMappedRange;
+GPUBuffer.prototype.getMappedRange = function (...part) {
+    const range = mapped.apply(this, part);
+    if (range.byteLength > 1024 && this.usage & GPUBufferUsage.MAP_READ) new Uint8Array(range).fill(0);
+    return range;
+};
 """
 
 
@@ -99,4 +110,29 @@ def bundle(tab: Tab, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]
 def test_answers_are_those_of_onnxruntime_on_this_machine(tab: Tab, bundle: dict[str, Any], backend: str) -> None:
     found = tab.run(ASK, {**bundle, "backend": backend})
     assert (found["texts"], found["backend"], found["fallbacks"]) == (bundle["answers"], backend, [])
+    assert (tab.said, tab.asked) == ([], [])
+
+
+@pytest.mark.slow
+def test_where_webgpu_computes_wrongly_webassembly_answers(tab: Tab, bundle: dict[str, Any]) -> None:
+    """A GPU that gives zeros for logits fails the bundle's own questions."""
+    asked, folder = bundle["asked"][0], tab.site.folder / "bundle"
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    content = (VECTORS / asked["image"]).read_bytes()
+    (folder / "own.png").write_bytes(content)
+    entry = {"path": "own.png", "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    manifest["files"] = sorted([*manifest["files"], entry], key=lambda each: str(each["path"]))
+    answer = bundle["answers"][0]
+    manifest["self_test"] = [{"image": "own.png", "question": asked["question"], "answer": answer}]
+    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    digest = hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
+
+    def broken(route: Any) -> None:
+        route.fulfill(response=(response := route.fetch()), body=BROKEN + response.text())
+
+    tab.page.route("**/worker.js", broken)
+    found = tab.run(ASK, {**bundle, "digest": digest})
+    assert (found["texts"], found["backend"]) == (bundle["answers"], "wasm")
+    (reason,) = found["fallbacks"]
+    assert f'"{answer}" where it was built' in reason
     assert (tab.said, tab.asked) == ([], [])

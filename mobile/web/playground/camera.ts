@@ -8,6 +8,7 @@ export async function startCamera(film: HTMLVideoElement): Promise<void> {
     film.srcObject = await navigator.mediaDevices.getUserMedia({ video: wanted, audio: false });
     await film.play();
   } catch (error) {
+    stopCamera(film);
     const name = error instanceof DOMException ? error.name : "";
     if (name === "NotAllowedError") throw new Error("The browser was not allowed to use the camera; its settings for this page say so.");
     if (name === "NotFoundError") throw new Error("There is no camera.");

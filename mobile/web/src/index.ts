@@ -30,6 +30,10 @@ export interface OpenOptions {
  */
 export async function open(url: string | string[], options: OpenOptions = {}): Promise<Model> {
   const { signal, onEvent, ...rest } = options;
+  if (!globalThis.crypto?.subtle)
+    throw new TapeoutError("unsupported", "this page is not secure: the browser gives it nothing to check signatures by", "Serve it over https, or from localhost.");
+  if (rest.keys !== undefined && !(Array.isArray(rest.keys) && rest.keys.every((key) => typeof key === "string")))
+    throw new TapeoutError("signature", "keys is no list of texts", "Give { keys: [PEM] }.");
   const report = (event: TapeoutEvent): void => onEvent?.(event);
   if (!rest.keys?.length && !rest.digest)
     throw new TapeoutError("signature", "a bundle is opened with the keys that may sign it, or with its digest", "Give { keys: [PEM] }.");
@@ -54,7 +58,12 @@ export async function open(url: string | string[], options: OpenOptions = {}): P
       quiet();
       const stop: ToWorker = { type: "stop" };
       worker.postMessage(stop);
-      setTimeout(() => worker.terminate(), STOP_MS);
+      const end = setTimeout(() => worker.terminate(), STOP_MS);
+      worker.addEventListener("message", ({ data }: MessageEvent<FromWorker>) => {
+        if (data.type === "event") return;
+        clearTimeout(end);
+        worker.terminate();
+      });
       reject(new TapeoutError("aborted", "opening was stopped"));
     };
     const broken = (event: ErrorEvent): void => {
@@ -85,13 +94,17 @@ export async function open(url: string | string[], options: OpenOptions = {}): P
 /** A folder's URL, as seen from the page. Throws "network" for what is no URL. */
 function addressOf(url: string): string {
   try {
-    return new URL(url.replace(/\/*$/, "/"), globalThis.document?.baseURI ?? location.href).href;
+    const found = new URL(url, globalThis.document?.baseURI ?? location.href);
+    if (!url) throw new TypeError("it is empty");
+    found.pathname = found.pathname.replace(/\/*$/, "/");
+    found.hash = "";
+    return found.href;
   } catch (cause) {
-    throw new TapeoutError("network", `${url} is no URL`, "Give the URL of a bundle's folder.", { cause });
+    throw new TapeoutError("network", `${JSON.stringify(url)} is no URL`, "Give the URL of a bundle's folder.", { cause });
   }
 }
 
-const STOP_MS = 100; // for the worker to note in the store that it was stopped, and did not crash
+const STOP_MS = 10_000; // for the worker to note in the store that it was stopped, and did not crash
 
 /** Ask the browser not to clear what was just fetched when the device runs short of room: only a page may. */
 async function askToKeep(): Promise<void> {

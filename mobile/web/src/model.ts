@@ -20,6 +20,7 @@ export class Model {
   private readonly open = new Map<number, { answer: Answer; release(): void }>();
   private next = 1;
   private ended: TapeoutError | null = null;
+  private readonly over = new AbortController(); // aborted at the end, by its error
 
   /** @internal Models are opened by `open`. */
   constructor(
@@ -48,17 +49,20 @@ export class Model {
     options: { signal?: AbortSignal; onResult?(result: Result, place: number): void } = {},
   ): Promise<Result[]> {
     const keys = new Map<Image, number>();
+    const { signal } = options;
     for (const { image } of items) if (image && !keys.has(image)) keys.set(image, keyOf(image));
     const order = items.map((_, place) => place);
     const key = (place: number): number => (items[place]!.image ? keys.get(items[place]!.image!)! : 0);
     order.sort((one, other) => key(one) - key(other) || one - other);
     const results = new Array<Result>(items.length);
     const stop = new AbortController();
-    const signal = options.signal ? AbortSignal.any([options.signal, stop.signal]) : stop.signal;
+    const abort = (): void => stop.abort();
+    signal?.addEventListener("abort", abort);
+    if (signal?.aborted) abort();
     const ahead: Answer[] = []; // one is on its way while another is being answered
     const ask = (place: number): void => {
       const { image, question, maxTokens } = items[place]!;
-      ahead.push(this.send(image, question, { signal, ...(maxTokens !== undefined && { maxTokens }) }, key(place)));
+      ahead.push(this.send(image, question, { signal: stop.signal, ...(maxTokens !== undefined && { maxTokens }) }, key(place)));
     };
     try {
       for (const [turn, place] of order.entries()) {
@@ -70,6 +74,8 @@ export class Model {
     } catch (cause) {
       stop.abort();
       throw cause;
+    } finally {
+      signal?.removeEventListener("abort", abort);
     }
     return results;
   }
@@ -78,10 +84,10 @@ export class Model {
    * where answers take longer or the device is under pressure. Frames of an iterable are closed by this. Ends with the
    * source, by `signal`, or by leaving the loop. */
   watch(source: FrameSource, question: string, options: WatchOptions = {}): AsyncGenerator<Result & Frame, void, void> {
-    return watch((image, settings) => this.ask(image, question, settings), source, options);
+    return watch((image, settings) => this.ask(image, question, settings), source, options, this.over.signal);
   }
 
-  /** Ends the worker, and with it all memory of the model. Answers on their way end with "closed". */
+  /** Ends the worker, and with it all memory of the model. Answers and watches on their way end with "closed". */
   async close(): Promise<void> {
     this.end(new TapeoutError("closed", "the model was closed"));
   }
@@ -99,13 +105,14 @@ export class Model {
     else if (signal?.aborted) this.settle(id, new TapeoutError("aborted", "the answer was stopped"));
     else {
       signal?.addEventListener("abort", abort, { once: true });
-      void this.pass(id, image, key, { question, ...(maxTokens !== undefined && { maxTokens }) });
+      void this.pass(id, answer, image, key, { question, ...(maxTokens !== undefined && { maxTokens }) });
     }
     return answer;
   }
 
-  /** Elements and canvases have to be read first: the questions after one of these wait, to keep their order. */
-  private async pass(id: number, image: Image | null, key: number | undefined, rest: { question: string; maxTokens?: number }): Promise<void> {
+  /** Elements and canvases have to be read first: the questions after one of these wait, to keep their order, unless it is
+   * given up. */
+  private async pass(id: number, answer: Answer, image: Image | null, key: number | undefined, rest: { question: string; maxTokens?: number }): Promise<void> {
     const earlier = this.passing;
     const reading = image ? pictureOf(image, key) : Promise.resolve({ picture: null, transfer: [] });
     const turn = (async () => {
@@ -117,7 +124,8 @@ export class Model {
         for (const ours of transfer) ours.close(); // empty where it was sent; else nobody else would
       }
     })();
-    this.passing = turn.catch(() => undefined);
+    const given = Promise.race([turn, answer.result]).catch(() => undefined);
+    this.passing = Promise.all([earlier, given]).then(() => undefined);
     try {
       await turn;
     } catch (cause) {
@@ -153,6 +161,7 @@ export class Model {
     if (this.ended) return;
     this.ended = error;
     this.worker.terminate();
+    this.over.abort(error);
     for (const id of [...this.open.keys()]) this.settle(id, error);
   }
 }

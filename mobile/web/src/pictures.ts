@@ -11,7 +11,10 @@ export type Image = Source | HTMLImageElement | HTMLCanvasElement | OffscreenCan
 export async function pictureOf(image: Image, key = keyOf(image)): Promise<{ picture: Picture; transfer: ImageBitmap[] }> {
   if (isSource(image)) return { picture: { source: image, key }, transfer: [] };
   try {
-    if (isElement(image)) await image.decode();
+    if (isElement(image)) {
+      if (!image.complete) image.loading = "eager"; // a lazy one that is out of sight never comes
+      await image.decode();
+    }
     const bitmap = await createImageBitmap(image, { premultiplyAlpha: "none", colorSpaceConversion: "none" });
     return { picture: { source: bitmap, key }, transfer: [bitmap] };
   } catch (cause) {

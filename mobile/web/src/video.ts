@@ -20,30 +20,32 @@ export interface Frame {
 
 type Ask = (image: Image, options: Pick<WatchOptions, "signal" | "maxTokens">) => Answer;
 
-/** See Model.watch. Throws what an answer throws; stopped by the signal it ends without an error. */
-export async function* watch(ask: Ask, source: FrameSource, options: WatchOptions): AsyncGenerator<Result & Frame, void, void> {
+/** See Model.watch. Throws what an answer throws, and why `closed` was aborted; stopped by the signal it ends without an error. */
+export async function* watch(ask: Ask, source: FrameSource, options: WatchOptions, closed: AbortSignal): AsyncGenerator<Result & Frame, void, void> {
   const { fps = 2, signal, maxTokens } = options;
-  if (!(fps > 0)) throw new TapeoutError("prompt", `fps is ${fps}`, "Give a number above 0.");
-  const frames = await newestOf(source);
-  const pressure = await watchPressure();
+  if (typeof fps !== "number" || !(fps > 0)) throw new TapeoutError("prompt", `fps is ${String(fps)}`, "Give a number above 0.");
+  const frames = newestOf(source);
+  const pressure = watchPressure();
   let halt = (): void => undefined; // ends the wait that is on
   const abort = (): void => halt();
   const orStopped = <T>(wait: Promise<T>): Promise<T | null> =>
     new Promise((resolve, reject) => {
       wait.then(resolve, reject);
       halt = () => resolve(null);
-      if (signal?.aborted) halt();
+      if (signal?.aborted || closed.aborted) halt();
     });
   signal?.addEventListener("abort", abort);
+  closed.addEventListener("abort", abort);
   try {
     for (;;) {
-      const began = performance.now();
       const coming = frames.take();
       const taken = await orStopped(coming);
       if (!taken) {
         coming.then((late) => late && close(late.image), () => undefined); // it may have been drawn in the meantime
+        if (closed.aborted && !signal?.aborted) throw closed.reason;
         return;
       }
+      const began = performance.now();
       let result: Result;
       try {
         result = await ask(taken.image, { ...(signal && { signal }), ...(maxTokens !== undefined && { maxTokens }) }).result;
@@ -56,14 +58,18 @@ export async function* watch(ask: Ask, source: FrameSource, options: WatchOption
       yield { ...result, frame: taken.time };
       const took = performance.now() - began;
       const period = pauseFor(1000 / fps, result, pressure.factor());
-      await orStopped(new Promise<void>((resolve) => setTimeout(resolve, Math.max(0, period - took))));
+      const rest = Math.min(Math.max(0, period - took), LONGEST);
+      await orStopped(new Promise<void>((resolve) => setTimeout(resolve, rest)));
     }
   } finally {
     signal?.removeEventListener("abort", abort);
+    closed.removeEventListener("abort", abort);
     pressure.stop();
     frames.stop();
   }
 }
+
+const LONGEST = 2 ** 31 - 1; // milliseconds; a longer timer fires at once
 
 /** Milliseconds from one answer's beginning to the next: the period; longer where an answer takes longer than it, so that
  * the device rests a fifth of the time; twice and four times that under serious and critical pressure. */
@@ -78,39 +84,30 @@ interface Newest {
   stop(): void;
 }
 
-async function newestOf(source: FrameSource): Promise<Newest> {
-  if (Symbol.asyncIterator in source) return newestOfFrames(source);
-  if (source instanceof HTMLVideoElement) return newestOfVideo(source, () => undefined);
-  const video = document.createElement("video");
-  video.muted = video.playsInline = true;
-  video.srcObject = source;
-  const ended = (): void => void video.dispatchEvent(new Event("ended"));
-  const tracks = source.getVideoTracks();
-  tracks.forEach((track) => track.addEventListener("ended", ended)); // a stopped camera does not end its element
-  const release = (): void => {
-    tracks.forEach((track) => track.removeEventListener("ended", ended));
-    video.srcObject = null;
-  };
-  try {
-    await video.play();
-  } catch (cause) {
-    release();
-    throw TapeoutError.from(cause, "image", "the stream cannot be played");
-  }
-  return newestOfVideo(video, release);
+function newestOf(source: FrameSource): Newest {
+  if (isFrames(source)) return newestOfFrames(source);
+  if (typeof HTMLVideoElement !== "undefined" && source instanceof HTMLVideoElement) return newestOfVideo(source);
+  if (typeof MediaStream !== "undefined" && source instanceof MediaStream) return newestOfStream(source);
+  throw new TapeoutError("image", "this cannot be watched", "Give a <video>, a MediaStream, or an async iterable of frames.");
+}
+
+function isFrames(source: FrameSource): source is AsyncIterable<Image> {
+  return typeof (source as Partial<AsyncIterable<Image>> | null)?.[Symbol.asyncIterator] === "function";
 }
 
 /** Reads all frames as they come and keeps the last; those that nobody took are closed. */
 function newestOfFrames(source: AsyncIterable<Image>): Newest {
-  const iterator = source[Symbol.asyncIterator]();
+  let iterator: AsyncIterator<Image> | null = null;
   let kept: { image: Image; time: number } | null = null;
   let done = false;
   let failure: { cause: unknown } | null = null;
   let wake = (): void => undefined;
   void (async () => {
     try {
+      iterator = source[Symbol.asyncIterator]();
       for (let step = await iterator.next(); !step.done; step = await iterator.next()) {
         const image = step.value;
+        if (!image || typeof image !== "object") throw new TapeoutError("image", `a frame is ${image === null ? "null" : typeof image}`, "Yield images as ask() takes them.");
         if (kept) close(kept.image);
         kept = { image, time: timeOf(image) };
         if (done) break;
@@ -140,15 +137,26 @@ function newestOfFrames(source: AsyncIterable<Image>): Newest {
       if (kept) close(kept.image);
       kept = null;
       wake();
-      (async () => iterator.return?.())().catch(() => undefined); // the caller has left: there is nobody to tell
+      (async () => iterator?.return?.())().catch(() => undefined); // the caller has left: there is nobody to tell
     },
   };
 }
 
-/** Draws a frame from a video when one is asked for and a new one is shown. */
-function newestOfVideo(video: HTMLVideoElement, release: () => void): Newest {
-  let shown: number | null = video.readyState >= video.HAVE_CURRENT_DATA ? video.currentTime * 1000 : null;
+function newestOfStream(stream: MediaStream): Newest {
+  if (!stream.getVideoTracks().length) throw new TapeoutError("image", "the stream has no video track", "Ask for one: getUserMedia({ video: true }).");
+  const video = document.createElement("video");
+  video.muted = video.playsInline = true;
+  video.srcObject = stream;
+  const { take, stop } = newestOfVideo(video, video.play());
+  return { take, stop: () => (stop(), void (video.srcObject = null)) };
+}
+
+/** Draws a frame from a video when one is asked for and a new one is shown. playing: ends it where it fails. */
+function newestOfVideo(video: HTMLVideoElement, playing?: Promise<void>): Newest {
+  const readable = (): boolean => video.readyState >= video.HAVE_CURRENT_DATA;
+  let shown: number | null = readable() ? video.currentTime * 1000 : null;
   let ended = video.ended;
+  let failure: TapeoutError | null = null;
   let wake = (): void => undefined;
   let handle = 0;
   const byFrame = typeof video.requestVideoFrameCallback === "function"; // not in every browser
@@ -161,6 +169,7 @@ function newestOfVideo(video: HTMLVideoElement, release: () => void): Newest {
     handle = video.requestVideoFrameCallback(next);
   };
   const tick = (): void => show(video.currentTime * 1000);
+  const forget = (): void => void (shown = null); // another source was given
   const end = (): void => {
     ended = true;
     if (byFrame) video.cancelVideoFrameCallback(handle);
@@ -168,24 +177,54 @@ function newestOfVideo(video: HTMLVideoElement, release: () => void): Newest {
   };
   if (byFrame) handle = video.requestVideoFrameCallback(next);
   else video.addEventListener("timeupdate", tick);
+  video.addEventListener("emptied", forget);
   video.addEventListener("ended", end);
+  playing?.catch((cause: unknown) => {
+    failure = TapeoutError.from(cause, "image", "the stream cannot be played");
+    wake();
+  });
   return {
     async take() {
-      while (shown === null && !ended) await new Promise<void>((resolve) => (wake = resolve));
-      if (shown === null) return null;
+      let doubt = false;
+      const look = (): void => {
+        const found = failureOf(video);
+        if (found && doubt) failure = found; // twice: between two sources a video has none either
+        doubt = found !== null;
+        wake();
+      };
+      const looking = setInterval(look, LOOK);
+      const waits = (): boolean => (shown === null || !readable()) && !ended && !failure && !isStopped(video);
+      while (waits()) await new Promise<void>((resolve) => (wake = resolve));
+      clearInterval(looking);
+      if (isStopped(video)) return null; // it shows black now
       const time = shown;
       shown = null;
-      return { image: await grab(video), time };
+      if (time !== null && readable()) return { image: await grab(video), time };
+      if (failure) throw failure;
+      return null;
     },
     stop() {
-      ended = true;
-      if (byFrame) video.cancelVideoFrameCallback(handle);
+      end();
       video.removeEventListener("timeupdate", tick);
+      video.removeEventListener("emptied", forget);
       video.removeEventListener("ended", end);
-      wake();
-      release();
     },
   };
+}
+
+const LOOK = 250; // milliseconds between two looks at a video that shows nothing new
+
+/** Why nothing more will come of a video; null where something may. */
+function failureOf(video: HTMLVideoElement): TapeoutError | null {
+  if (!video.error && video.networkState !== video.NETWORK_NO_SOURCE) return null;
+  const why = video.error?.message || "none of its sources can be played";
+  return new TapeoutError("image", `the video failed: ${why}`, "Give one that this browser plays.");
+}
+
+/** Whether what it shows is a stream that was stopped: where the page itself does so, no event tells. */
+function isStopped({ srcObject }: HTMLVideoElement): boolean {
+  const tracks = srcObject instanceof MediaStream ? srcObject.getVideoTracks() : [];
+  return tracks.length > 0 && tracks.every((track) => track.readyState === "ended");
 }
 
 /** What the video shows now: by reference where that is possible, so that the page copies no pixels. */
@@ -202,7 +241,7 @@ function timeOf(image: Image): number {
 }
 
 function close(image: Image): void {
-  if ("close" in image) image.close();
+  if ("close" in image && typeof image.close === "function") image.close();
 }
 
 type PressureState = "nominal" | "fair" | "serious" | "critical";
@@ -213,16 +252,13 @@ interface PressureObserving {
 type PressureObserverClass = new (heard: (records: { state: PressureState }[]) => void) => PressureObserving;
 
 /** The Compute Pressure API where there is one: how many times longer the device wants to rest. */
-async function watchPressure(): Promise<{ factor(): number; stop(): void }> {
+function watchPressure(): { factor(): number; stop(): void } {
   const Observer = (globalThis as { PressureObserver?: PressureObserverClass }).PressureObserver;
   let state: PressureState = "nominal";
   if (!Observer) return { factor: () => 1, stop: () => undefined };
   const observer = new Observer((records) => (state = records.at(-1)?.state ?? state));
-  try {
-    await observer.observe("cpu", { sampleInterval: 1000 });
-  } catch {
-    // a page may be forbidden to know; the length of answers slows it down all the same
-  }
+  // a page may be forbidden to know; the length of answers slows it down all the same
+  observer.observe("cpu", { sampleInterval: 1000 }).catch(() => undefined);
   return { factor: () => REST[state], stop: () => observer.disconnect() };
 }
 

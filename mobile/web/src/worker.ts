@@ -32,6 +32,10 @@ self.addEventListener("message", ({ data }: MessageEvent<ToWorker>) => {
   }
 });
 
+self.addEventListener("messageerror", () => {
+  throw new RangeError("no memory for what the page gave"); // the page hears of it as of the worker's end
+});
+
 function post(message: FromWorker): void {
   self.postMessage(message);
 }
@@ -104,7 +108,7 @@ function openOne(url: string, options: WorkerOptions, strict: boolean) {
     }
     return { engine: opened, load_ms: loaded - began, self_test_ms: untested ? performance.now() - loaded : 0 };
   };
-  const settings = { ...(keys && { keys }), ...(digest && { digest }), ...(update && { update }) };
+  const settings = { lasting: options.memory === "low", ...(keys && { keys }), ...(digest && { digest }), ...(update && { update }) };
   const backendOf = (value: { engine: Engine }): string => value.engine.backend;
   return openVerified(url, { ...settings, report, signal: opening.signal, backendOf }, accept, tryOut);
 }
@@ -137,8 +141,9 @@ async function answer({ id, picture, question, maxTokens, signal }: Asked): Prom
   };
   try {
     if (!engine) throw new TapeoutError("closed", "the model is not open");
+    const ids = engine.read(question);
     const { visual, decode_ms } = await look(engine, picture, signal);
-    const result = await engine.ask(visual, question, { signal, onPiece, ...(maxTokens !== undefined && { maxTokens }) });
+    const result = await engine.ask(visual, ids, { signal, onPiece, ...(maxTokens !== undefined && { maxTokens }) });
     if (visual && decode_ms !== null) {
       const { metrics } = result; // the image was new: what it took belongs to this answer
       metrics.prepare_ms = decode_ms + visual.prepare_ms;

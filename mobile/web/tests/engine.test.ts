@@ -130,6 +130,32 @@ test("a bundle for other machines, and a file that is no model, are refused", as
   await assert.rejects(Engine.open(manifest, noise), isError("runtime"));
 });
 
+test("a bundle that does not say what is needed to run it is told apart from one that fails", async () => {
+  const none: Files = { read: () => assert.fail("nothing is read before") };
+  const parts = {
+    model: ["context", "hidden", "layers", "kv_heads", "head_dim", "functions", "image_tokens", "image_token_id"],
+    preprocessing: ["prompt_template", "end_token", "max_new_tokens", "image_size", "mean", "std"],
+  };
+  for (const [part, names] of Object.entries(parts))
+    for (const name of names)
+      for (const value of [undefined, "0.5", -1, [0, 0, 0]]) {
+        if (name === "mean" && Array.isArray(value)) continue;
+        if (["prompt_template", "end_token"].includes(name) && value === "0.5") continue;
+        if (name === "functions" && Array.isArray(value)) continue;
+        const other = { ...manifest, [part]: { ...manifest[part as "model"], [name]: value } };
+        await assert.rejects(Engine.open(other as Manifest, none), (error) => isError("manifest")(error) && String(error).includes(`${part}.${name}`));
+      }
+});
+
+test("a prompt that is too long, or none, is refused before anything is made of it", async () => {
+  const long = "what ".repeat(1 << 20);
+  const began = process.memoryUsage().arrayBuffers;
+  await assert.rejects(engine.ask(await picture(asked.image), long), isError("prompt"));
+  assert.ok(process.memoryUsage().arrayBuffers - began < 100 << 20);
+  assert.throws(() => engine.read(undefined as unknown as string), isError("prompt"));
+  assert.deepEqual((await engine.ask(await picture(asked.image), engine.read(asked.question))).text, asked.text);
+});
+
 test("what an opening took is given back where the encoder cannot be opened", async () => {
   const pixels = await picture(asked.image);
   const held = async (): Promise<number> => (await engine.ask(pixels, asked.question)).metrics.peak_memory_bytes;

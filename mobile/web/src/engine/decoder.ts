@@ -42,13 +42,14 @@ export class Decoder {
   /** The prompt's next ids (N), with rows (N, D) of which those of image tokens are read; null: none is one.
    * Returns the last token's logits (V), valid until the next call. Throws "prompt" where they do not fit the context. */
   async prefill(ids: readonly number[], rows: Float32Array | null, cache: Cache): Promise<Float32Array> {
-    if (!ids.length || cache.length + ids.length > this.context)
-      throw new TapeoutError(
-        "prompt",
-        `a prompt of ${cache.length + ids.length} tokens does not fit the context of ${this.context}`,
-        "Ask a shorter question.",
-      );
+    this.checkRoom(cache.length + ids.length);
     return this.run(BigInt64Array.from(ids, BigInt), rows, cache);
+  }
+
+  /** Throws TapeoutError "prompt" for a prompt of so many tokens that it does not fit, or of none. */
+  checkRoom(tokens: number): void {
+    if (!tokens || tokens > this.context)
+      throw new TapeoutError("prompt", `a prompt of ${tokens} tokens does not fit the context of ${this.context}`, "Ask a shorter question.");
   }
 
   /** One more token; returns as `prefill` does. */

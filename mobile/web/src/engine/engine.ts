@@ -6,6 +6,7 @@ import type { Files, Manifest } from "../manifest";
 import { Prompt } from "../text/prompt";
 import { Tokenizer } from "../text/tokenizer";
 import { Decoder } from "./decoder";
+import { describedBy } from "./described";
 import { Encoder, type Visual } from "./encoder";
 import { check, generate, type Stop } from "./generate";
 import { pause } from "./pause";
@@ -54,9 +55,8 @@ export class Engine {
   }
 
   private static async openOn(backend: Backend, manifest: Manifest, files: Files, options: EngineOptions): Promise<Engine> {
-    const { model, preprocessing: settings, tokenizer: path } = manifest;
-    if (!settings || !path)
-      throw new TapeoutError("unsupported", "the bundle holds no tokenizer or no preprocessing: it cannot be asked", "Build it from a language model.");
+    const { model } = manifest;
+    const { settings, tokenizer: path } = describedBy(manifest);
     const tokenizer = Tokenizer.parse(await readJson(files, path));
     const prompt = Prompt.of(tokenizer, settings, model.image_token_id ?? null, model.image_tokens ?? 0);
     const runtime = await loadRuntime(backend, { ...options, threads: threadsFor(manifest, options.threads) });
@@ -89,17 +89,25 @@ export class Engine {
     return this.encoder.encode(pixels);
   }
 
-  /** The greedy answer about pixels, or about what `see` gave of them.
+  /** The prompt's ids. Throws TapeoutError "prompt" for a question that holds the image token or does not fit. */
+  read(question: string): number[] {
+    if (typeof question !== "string") throw new TapeoutError("prompt", "the question is no text", 'Ask with model.ask(image, "what is it?").');
+    const ids = this.prompt.encode(question);
+    this.decoder.checkRoom(ids.length);
+    return ids;
+  }
+
+  /** The greedy answer about pixels, or about what `see` gave of them; to a question, or to the ids that `read` gave of it.
    *
    * Throws TapeoutError "image" where the model needs one and none is given, "prompt", "aborted", "memory", "runtime".
    * One answer at a time.
    */
-  async ask(image: Pixels | Visual | null, question: string, options: AskOptions = {}): Promise<Result> {
+  async ask(image: Pixels | Visual | null, question: string | readonly number[], options: AskOptions = {}): Promise<Result> {
     const began = performance.now();
     const signal = options.signal ?? { aborted: false };
     const most = options.maxTokens ?? this.prompt.maxNewTokens;
     if (!Number.isInteger(most) || most < 1) throw new TapeoutError("prompt", `maxTokens is ${most}`, "Give an integer of at least 1.");
-    const ids = this.prompt.encode(question);
+    const ids = typeof question === "object" ? question : this.read(question);
     if (this.encoder && !image) throw new TapeoutError("image", "this model answers about an image, and none was given");
     check(signal);
     const visual = image && ("features" in image ? image : await this.see(image));

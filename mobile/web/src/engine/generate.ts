@@ -79,11 +79,11 @@ const CHUNK_MS = 50; // of a prompt, between two looks for an abort
 /** The prompt in one run, or, where the last one was slower than an abort may take, in several. */
 async function prefill(decoder: Decoder, cache: Cache, request: Request): Promise<Float32Array> {
   const { ids, signal } = request;
+  decoder.checkRoom(ids.length);
   const rows = imageRows(request);
   const pace = paces.get(decoder) ?? 0;
   const slices = pace * ids.length < 2 * CHUNK_MS ? ids.length : Math.max(16, Math.ceil(CHUNK_MS / pace));
   const chunk = Math.min(slices, decoder.rows);
-  if (ids.length > decoder.context) return decoder.prefill(ids, rows, cache); // throws, before any work
   let logits: Float32Array | undefined;
   const began = performance.now();
   for (let start = 0; start < ids.length; start += chunk) {
@@ -93,7 +93,7 @@ async function prefill(decoder: Decoder, cache: Cache, request: Request): Promis
     logits = await decoder.prefill(ids.slice(start, end), rows?.subarray(start * request.hidden, end * request.hidden) ?? null, cache);
   }
   paces.set(decoder, (performance.now() - began) / Math.max(1, ids.length));
-  return logits ?? decoder.prefill(ids, rows, cache);
+  return logits!; // of one token at least
 }
 
 const paces = new WeakMap<Decoder, number>(); // milliseconds a token of the last prompt

@@ -25,7 +25,8 @@ export async function decodeImage(source: ImageSource): Promise<Pixels> {
     if (source instanceof Blob) return await decoded(new Uint8Array(await source.arrayBuffer()));
     return drawn(source);
   } catch (cause) {
-    throw TapeoutError.from(cause, "image", "the image cannot be read");
+    const exhausted = cause instanceof RangeError && /alloc|memory/i.test(cause.message);
+    throw TapeoutError.from(cause, exhausted ? "memory" : "image", "the image cannot be read");
   }
 }
 

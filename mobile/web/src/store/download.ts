@@ -126,7 +126,7 @@ export class Downloader {
     // to another origin, If-Range would take a preflight, which few servers answer; the sha256 finds out there
     if (tag && this.remote.sameOrigin) headers["If-Range"] = tag;
     const cache = part.have || file.size >= LARGE ? "no-store" : again ? "reload" : "default";
-    const answer = await this.remote.file(file.path, cache, headers, this.signal);
+    const answer = await this.#answered(file, cache, headers);
     if (answer.status === 200) return answer;
     const ranged = answer.status === 206 && part.have > 0;
     if (!ranged) answer.leave();
@@ -140,6 +140,16 @@ export class Downloader {
     if (goesOn && (!tag || !newTag || tag === newTag)) return answer;
     answer.leave();
     return null;
+  }
+
+  /** Where a part is not given, for want of a preflight or by a redirect to another origin, the whole may be. */
+  async #answered(file: File, cache: RequestCache, headers: Record<string, string>): Promise<Answer> {
+    try {
+      return await this.remote.file(file.path, cache, headers, this.signal);
+    } catch (error) {
+      if (!("Range" in headers && error instanceof TapeoutError && error.code === "network")) throw error;
+      return this.remote.file(file.path, cache, {}, this.signal);
+    }
   }
 
   /** A strong ETag is kept beside the file's beginning: a weak one does not promise the same bytes. */
@@ -168,7 +178,7 @@ export class Downloader {
   /** Throws "storage" before anything is fetched where the browser says that there is no room for it. */
   async #checkRoom(missing: number): Promise<void> {
     if (!missing || this.storage.kind === "memory") return;
-    const { quota, usage } = await navigator.storage.estimate();
+    const { quota, usage } = (await navigator.storage?.estimate?.().catch(() => undefined)) ?? {};
     if (quota === undefined || usage === undefined || quota - usage >= missing) return;
     throw noRoom(`the bundle needs ${missing} bytes more, and the browser lets this site keep ${Math.max(0, quota - usage)}`);
   }

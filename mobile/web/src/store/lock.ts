@@ -4,7 +4,7 @@ import { TapeoutError } from "../errors";
  * OPFS; where there are none (Node), other calls in this realm alone are kept out. Throws "aborted" while it waits. */
 export async function locked<T>(name: string, signal: AbortSignal | undefined, work: () => Promise<T>): Promise<T> {
   checkAborted(signal);
-  const locks = typeof navigator === "undefined" ? undefined : (navigator as { locks?: LockManager }).locks;
+  const locks = lockManager();
   if (!locks) return queued(name, work);
   let begun = false;
   try {
@@ -14,9 +14,33 @@ export async function locked<T>(name: string, signal: AbortSignal | undefined, w
       return work();
     })) as T;
   } catch (error) {
-    if (!begun) checkAborted(signal);
-    throw error;
+    if (begun) throw error;
+    checkAborted(signal);
+    return queued(name, work); // a page that may keep nothing may lock nothing
   }
+}
+
+/** Say that a version of a model is in use here, until this worker ends. */
+export async function hold(name: string, digest: string): Promise<void> {
+  const locks = lockManager();
+  if (!locks) return;
+  await new Promise<void>((resolve) => {
+    const forever = (): Promise<never> => (resolve(), new Promise(() => {}));
+    locks.request(heldName(name, digest), { mode: "shared" }, forever).catch(() => resolve());
+  });
+}
+
+/** Which of the versions some tab or worker holds. */
+export async function held(name: string): Promise<string[]> {
+  const begin = heldName(name, "");
+  const names = (await lockManager()?.query().catch(() => undefined))?.held?.map((each) => each.name ?? "") ?? [];
+  return names.filter((each) => each.startsWith(begin)).map((each) => each.slice(begin.length));
+}
+
+const heldName = (name: string, digest: string): string => `tapeout:${name}:${digest}`;
+
+function lockManager(): LockManager | undefined {
+  return typeof navigator === "undefined" ? undefined : (navigator as { locks?: LockManager }).locks;
 }
 
 /** Throws "aborted" where the signal says so. */

@@ -4,7 +4,7 @@ import { readManifest } from "../verify/manifest";
 import { checkOrigin, readTrust, type Sidecars, type Trust } from "../verify/signature";
 import { Downloader, type Report, type Timings } from "./download";
 import { StoredFiles } from "./files";
-import { abortable, checkAborted, locked } from "./lock";
+import { abortable, checkAborted, hold, locked } from "./lock";
 import { Remote } from "./remote";
 import { Shelf, type Bundle } from "./shelf";
 import type { State, Version } from "./state";
@@ -17,6 +17,8 @@ export interface StoreOptions {
   digest?: string | undefined;
   /** "never": the server is not asked where something is in place. */
   update?: "check" | "never" | undefined;
+  /** Files are read after opening, too: updates by other tabs leave them, until this worker ends. */
+  lasting?: boolean | undefined;
   /** Ends it at once: a tryOut that is running is not waited for, and what it gives is dropped. */
   signal?: AbortSignal | undefined;
   report?: Report | undefined;
@@ -79,7 +81,7 @@ class Opening<T> {
   }
 
   async run(): Promise<Opened<T>> {
-    const shelf = await Shelf.open(this.storage);
+    const shelf = await Shelf.open(this.storage, this.remote.id);
     const standing = await shelf.trusted(this.trust);
     const [inPlace] = standing;
     let tried: Tried | null = null;
@@ -229,6 +231,7 @@ class Opening<T> {
     checkAborted(this.options.signal);
     const files = new StoredFiles(manifest, this.storage, this.#downloader, (work) => (this.#done ? locked(this.remote.id, undefined, work) : work()));
     const value = await abortable(this.options.signal, this.tryOut(manifest.value, files, fresh, tested));
+    if (this.options.lasting) await hold(this.remote.id, manifest.digest);
     this.#done = true;
     const { timings } = this.#downloader;
     return { value, manifest: manifest.value, digest: manifest.digest, from: timings.download_bytes ? "network" : "store", timings: { ...timings } };

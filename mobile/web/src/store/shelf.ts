@@ -3,6 +3,7 @@ import { readManifest, type ReadManifest } from "../verify/manifest";
 import { sha256Of } from "../verify/sha256";
 import { checkOrigin, type Sidecars, type Trust } from "../verify/signature";
 import { ETAG } from "./download";
+import { held } from "./lock";
 import { SLOTS, StateFile, type State, type Version } from "./state";
 import type { Storage } from "./storage";
 
@@ -15,19 +16,21 @@ export interface Bundle {
 /** The versions of a bundle in a storage: manifests, sidecars and files, each under its sha256. */
 export class Shelf {
   private constructor(
-    readonly storage: Storage,
+    private readonly storage: Storage,
+    private readonly name: string,
     private readonly file: StateFile,
     private readonly versions: Map<string, Bundle>,
   ) {}
 
-  static async open(storage: Storage): Promise<Shelf> {
+  /** name: of the lock that guards the storage. */
+  static async open(storage: Storage, name: string): Promise<Shelf> {
     const file = await StateFile.open(storage);
     const versions = new Map<string, Bundle>();
     for (const version of [file.value.current, file.value.previous]) {
       const bundle = version && (await stored(storage, version));
       if (bundle) versions.set(version.digest, bundle);
     }
-    return new Shelf(storage, file, versions);
+    return new Shelf(storage, name, file, versions);
   }
 
   get state(): State {
@@ -78,14 +81,20 @@ export class Shelf {
     };
   }
 
-  /** Remove whatever belongs to neither the current version, nor the previous, nor to `another`. */
+  /** Remove whatever belongs to neither the current version, nor the previous, nor to `another`, nor to one that is held. */
   async sweep(another?: Version): Promise<void> {
     const kept = new Set<string>(SLOTS);
+    const keep = (digest: string, bundle: Bundle | null | undefined): void => {
+      kept.add(digest);
+      for (const { sha256 } of bundle?.manifest.value.files ?? []) kept.add(sha256).add(ETAG(sha256));
+    };
     for (const version of [this.state.current, this.state.previous, another]) {
       if (!version) continue;
-      for (const name of [version.digest, version.provenance, version.signature]) if (name) kept.add(name);
-      for (const { sha256 } of this.versions.get(version.digest)?.manifest.value.files ?? []) kept.add(sha256).add(ETAG(sha256));
+      keep(version.digest, this.versions.get(version.digest));
+      for (const name of [version.provenance, version.signature]) if (name) kept.add(name);
     }
+    for (const digest of await held(this.name))
+      if (!kept.has(digest)) keep(digest, await stored(this.storage, { digest, provenance: null, signature: null }));
     for (const name of (await this.storage.list()).keys()) if (!kept.has(name)) await this.storage.remove(name);
   }
 
@@ -98,7 +107,7 @@ export class Shelf {
 }
 
 /** A version's manifest and sidecars; null where the manifest is not the one that was noted. */
-async function stored(storage: Storage, version: Version): Promise<Bundle | null> {
+async function stored(storage: Storage, version: Pick<Version, "digest" | "provenance" | "signature">): Promise<Bundle | null> {
   const read = async (name: string | null): Promise<Uint8Array<ArrayBuffer> | null> => name === null ? null : storage.read(name);
   try {
     const bytes = await read(version.digest);

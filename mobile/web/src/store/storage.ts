@@ -5,7 +5,7 @@ import { MemoryStorage } from "./memory";
 
 /** Where the bundles of one URL are kept: entries by name (a word of [a-z0-9.-]), which grow at their end alone.
  *
- * folder.ts keeps them in OPFS, cache.ts in Cache Storage, memory.ts nowhere. Each method throws TapeoutError "storage".
+ * folder.ts keeps them in OPFS, cache.ts in Cache Storage, memory.ts nowhere. Each method throws TapeoutError "storage", and RangeError where there is no memory for what it reads.
  * Nothing is atomic: whoever reads must be able to tell a whole entry from half of one. */
 export interface Storage {
   readonly kind: "opfs" | "cache" | "memory";
@@ -46,7 +46,7 @@ export async function storing<T>(what: string, work: () => Promise<T>): Promise<
   try {
     return await work();
   } catch (cause) {
-    if (cause instanceof TapeoutError) throw cause;
+    if (cause instanceof TapeoutError || cause instanceof RangeError) throw cause; // the latter: no memory
     const full = cause instanceof Error && (cause.name === "QuotaExceededError" || /quota/i.test(cause.message));
     if (full) throw noRoom(`${what}: no room is left`, cause);
     throw TapeoutError.from(cause, "storage", what, "free some room, or open the page anew");

@@ -12,6 +12,7 @@ export interface Order {
   digest?: string;
   update?: "check" | "never";
   kind?: "opfs" | "cache" | "memory";
+  lasting?: boolean;
   failing?: Record<string, ErrorCode>;
 }
 
@@ -26,7 +27,7 @@ self.addEventListener("message", async ({ data }: MessageEvent<{ open: Order } |
   self.postMessage(answer);
 });
 
-async function open({ url, keys, digest, update, kind, failing = {} }: Order): Promise<Outcome> {
+async function open({ url, keys, digest, update, kind, lasting, failing = {} }: Order): Promise<Outcome> {
   if (kind === "cache" || kind === "memory") Reflect.deleteProperty(FileSystemFileHandle.prototype, "createSyncAccessHandle");
   if (kind === "memory") Object.defineProperty(self, "caches", { value: undefined });
   const events: TapeoutEvent[] = [];
@@ -44,7 +45,7 @@ async function open({ url, keys, digest, update, kind, failing = {} }: Order): P
     return read;
   };
   try {
-    const { value, manifest, digest: of, from, timings } = await openVerified(url, { keys, digest, update, report }, () => {}, tryOut);
+    const { value, manifest, digest: of, from, timings } = await openVerified(url, { keys, digest, update, lasting, report }, () => {}, tryOut);
     return { events, opened: { version: manifest.version, digest: of, from, timings, fresh: isFresh, read: value } };
   } catch (cause) {
     return { events, error: TapeoutError.from(cause, "runtime").toPlain() };

@@ -4,9 +4,9 @@ import type { Order, Outcome } from "./store-worker";
 type Message = { event: { type: string; loaded?: number } };
 
 /** Open a bundle in a worker of its own, which then ends. after: it ends after so many milliseconds, whatever it does;
- * result: null. */
-export function open(order: Order, after?: number): Promise<Outcome | null> {
-  return asked({ open: order }, after) as Promise<Outcome | null>;
+ * result: null. stays: it ends with the page. */
+export function open(order: Order, after?: number, stays?: boolean): Promise<Outcome | null> {
+  return asked({ open: order }, after, stays) as Promise<Outcome | null>;
 }
 
 export const flip = (name: string, offset: number): Promise<unknown> => asked({ flip: name, offset });
@@ -18,11 +18,11 @@ export let loaded = 0;
 // once: a page whose server was stopped still has its worker
 const source = URL.createObjectURL(await (await fetch("/sdk/store-worker.js")).blob());
 
-function asked(message: object, after?: number): Promise<unknown> {
+function asked(message: object, after?: number, stays = false): Promise<unknown> {
   const worker = new Worker(source, { type: "module" });
   return new Promise((resolve, reject) => {
     const end = (value: unknown): void => {
-      worker.terminate();
+      if (!stays) worker.terminate();
       resolve(value);
     };
     worker.onmessage = ({ data }: MessageEvent<Message>) => {
