@@ -27,13 +27,14 @@ def playground(arguments: list[str], project: Project) -> int:
     from stages.playground.sdk import built_sdk
     from stages.playground.site import check_replaceable, replacing, write_site
 
+    folders = options.bundles or [project.artifacts / DEFAULT]
     if options.out is not None:
-        check_replaceable(options.out)
-    bundles = shown_bundles(options.bundles or [project.artifacts / DEFAULT])
+        check_replaceable(options.out, folders)
+    bundles = shown_bundles(folders)
     selection = select(project, options.questions)
     sdk = built_sdk()
     if options.out is not None:
-        with replacing(options.out) as new:
+        with replacing(options.out, folders) as new:
             write_site(new, sdk, bundles, selection)
         print("\n".join(written(options.out)), flush=True)
         return 0 if options.no_serve else serve(options.out, options)

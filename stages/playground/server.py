@@ -158,7 +158,7 @@ class Handler(BaseHTTPRequestHandler):
         if not self.server.allows(self.headers.get("Host", "")):
             self.refuse(HTTPStatus.MISDIRECTED_REQUEST, body)
             return
-        path = self.place(urlsplit(self.path).path)
+        path = self.place(self.path)
         if path is None:
             self.refuse(HTTPStatus.NOT_FOUND, body)
             return
@@ -185,7 +185,7 @@ class Handler(BaseHTTPRequestHandler):
     def place(self, asked: str) -> Path | None:
         """Return the file that an address names; None for what is not a file in the folder, links followed."""
         try:
-            name = unquote(asked, errors="strict").removeprefix("/") or "index.html"
+            name = unquote(urlsplit(asked).path, errors="strict").removeprefix("/") or "index.html"
             parts = name.split("/")
             if any(part in ("", ".", "..") or "\\" in part or "\0" in part for part in parts):
                 return None

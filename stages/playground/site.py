@@ -71,13 +71,13 @@ def write_list(site: Path) -> None:
 
 
 @contextlib.contextmanager
-def replacing(out: Path) -> Iterator[Path]:
+def replacing(out: Path, bundles: Sequence[Path]) -> Iterator[Path]:
     """Give a folder beside `out` to write into; it takes the place of `out` at the end, or is removed.
 
-    Raises ConfigError where `out` is something else than a playground, and StoreError for any OSError while the folder
-    is written: the disk is full, or must not be written.
+    Raises ConfigError where `out` is something else than a playground or lies in one of the bundles, and StoreError for
+    any OSError while the folder is written: the disk is full, or must not be written.
     """
-    check_replaceable(out)
+    check_replaceable(out, bundles)
     out = Path(os.path.abspath(out))
     new = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
     old = new.with_suffix(".old")
@@ -97,13 +97,16 @@ def replacing(out: Path) -> Iterator[Path]:
         shutil.rmtree(new, ignore_errors=True)
 
 
-def check_replaceable(out: Path) -> None:
-    """Raise ConfigError unless `out` is not there, is an empty folder, or holds a playground."""
+def check_replaceable(out: Path, bundles: Sequence[Path]) -> None:
+    """Raise ConfigError unless `out` is not there, is an empty folder, or holds a playground, and lies in no bundle."""
     hint = "name a new folder, or one that 'tapeout playground' has written"
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise ConfigError(f"--out {out}: it is there, and no folder", hint=hint)
     if not out.parent.is_dir():
         raise ConfigError(f"--out {out}: {out.parent} is no folder", hint="make it first")
+    for bundle in bundles:
+        if out.resolve().is_relative_to(bundle.resolve()):
+            raise ConfigError(f"--out {out}: it lies in the bundle {bundle}, which would be damaged", hint=hint)
     if out.is_dir() and any(out.iterdir()) and not is_playground(out):
         raise ConfigError(f"--out {out}: the folder holds something else than a playground", hint=hint)
 

@@ -153,6 +153,10 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, project: Proje
         with pytest.raises(ConfigError, match="--out"):
             playground(["--out", str(tmp_path / name), "--no-serve"], project)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years"
+    web_bundle(tmp_path / "bundle")
+    with pytest.raises(ConfigError, match="lies in the bundle"):
+        playground([str(tmp_path / "bundle"), "--out", str(tmp_path / "bundle" / "site"), "--no-serve"], project)
+    assert not (tmp_path / "bundle" / "site").exists()
 
 
 def test_a_damaged_bundle_goes_nowhere(tmp_path: Path, dist: Path) -> None:
@@ -160,13 +164,13 @@ def test_a_damaged_bundle_goes_nowhere(tmp_path: Path, dist: Path) -> None:
     out = tmp_path / "site"
     web_bundle(tmp_path / "bundle")
     selection = select(Project(tmp_path), None)
-    with replacing(out) as new:
+    with replacing(out, []) as new:
         write_site(new, dist, shown_bundles([tmp_path / "bundle"]), selection)
     before = {path: path.stat().st_ino for path in out.rglob("*")}
     data = bytearray((tmp_path / "bundle" / "decoder.onnx.data").read_bytes())
     data[100] ^= 1
     (tmp_path / "bundle" / "decoder.onnx.data").write_bytes(data)
-    with pytest.raises(VerificationError, match=r"decoder\.onnx\.data: its sha256 is"), replacing(out) as new:
+    with pytest.raises(VerificationError, match=r"decoder\.onnx\.data: its sha256 is"), replacing(out, []) as new:
         write_site(new, dist, shown_bundles([tmp_path / "bundle"]), selection)
     assert {path: path.stat().st_ino for path in out.rglob("*")} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "site"]
@@ -183,7 +187,7 @@ def test_a_full_disk_is_told(tmp_path: Path, dist: Path) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
-        with pytest.raises(StoreError, match="/site cannot be written"), replacing(tmp_path / "site") as new:
+        with pytest.raises(StoreError, match="/site cannot be written"), replacing(tmp_path / "site", []) as new:
             write_site(new, dist, shown_bundles([tmp_path / "bundle"]), selection)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
