@@ -20,9 +20,9 @@ from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).parent.parent
 BUNDLES = {"iphone-15-pro": "coreml", "pixel-8": "onnxruntime"}
-# Few questions, and gates that so few can hold; the slow test holds the default build to its own.
+# Few questions and samples, and gates that so few can hold; the slow test holds the default build to its own.
 GATES = "{metric: retention, task: null, min: 0.8, max: null}, {metric: parity.top1, task: null, min: 0.99, max: null}"
-QUICK = ("questions.per_task=20", f"validate.gates=[{GATES}]")
+QUICK = ("questions.per_task=10", "calibrate.samples=64", f"validate.gates=[{GATES}]")
 
 
 @dataclass
@@ -92,7 +92,7 @@ def test_each_bundle_passed_its_gates_and_says_what_it_is(built: Clone) -> None:
         assert manifest["runtime"] == runtime
         assert manifest["device"]["name"] == device
         assert {gate["passed"] for gate in manifest["validation"]["gates"]} == {True}
-        assert {task["n"] for task in manifest["validation"]["tasks"].values()} == {20}
+        assert {task["n"] for task in manifest["validation"]["tasks"].values()} == {10}
         listed = {entry["path"]: (entry["size"], entry["sha256"]) for entry in manifest["files"]}
         for path in folder.rglob("*"):
             if path.is_file() and path.name != "manifest.json":
@@ -114,7 +114,7 @@ def test_the_devices_give_the_same_answers(built: Clone) -> None:
     done = built.run(sys.executable, str(ROOT / "benchmarks/agreement.py"), "--json", "agreement.json")
     assert done.returncode == 0, done.stderr
     (figures,) = json.loads((built.folder / "agreement.json").read_text())
-    assert figures["questions"] == 180
+    assert figures["questions"] == 90
     assert figures["same"] >= 0.99 * figures["questions"]
 
 

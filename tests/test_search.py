@@ -26,6 +26,7 @@ SMALL = (
     "search.seeds=[1]",
     "search.images=16",
     "search.beat_random=null",
+    "shortlist.refine=1",
     "recover.training.steps=4",
     "recover.training.batch=4",
     "recover.training.checkpoint_every=2",

@@ -44,6 +44,7 @@ def test_the_cluster_finds_what_one_worker_finds(cluster: Any, toy: Toy, expecte
     assert len({process for process, _, _ in spans(toy).values()}) > 1
 
 
+@pytest.mark.slow
 def test_a_waiting_stage_lends_its_core(toy: Toy, expected: bytes) -> None:
     """A cluster of one core runs the stage and its items."""
     toy.edit("conf/executor/ray.yaml", "local_nodes: 2", "local_nodes: 1")
