@@ -27,7 +27,7 @@ SOURCES = (
 )
 STAMP = ".built"  # in dist: what it was built from
 INSTALLED = ".tapeout-lock"  # in node_modules: the lock file that it was installed from
-LINES = 12  # of what npm said, in a message
+LINES = 8  # of what npm or the build said, in a message: they begin with what is wrong
 
 
 def built_sdk(folder: Path | None = None) -> Path:
@@ -111,13 +111,14 @@ def replace(web: Path, dist: Path, wanted: str) -> None:
 
 
 def call(web: Path, words: Sequence[str], what: str) -> None:
-    """Run a command in the SDK's folder. Raises StageError with the end of what it said."""
+    """Run a command in the SDK's folder. Raises StageError with the beginning of what it said."""
     environment = {**os.environ, "NO_COLOR": "1", "npm_config_loglevel": "error"}
     result = subprocess.run(words, cwd=web, env=environment, capture_output=True, text=True)
     if result.returncode:
-        said = [line[:300] for line in (result.stdout + result.stderr).splitlines() if line.strip()]
+        lines = (result.stderr + result.stdout).splitlines()
+        said = [line[:300] for line in lines if line.strip() and not re.match(r"npm error\s+at ", line)]
         raise StageError(
             f"{what} failed ('{' '.join(words[:3])}', exit status {result.returncode}):\n    "
-            + "\n    ".join(said[-LINES:]),
+            + "\n    ".join(said[:LINES]),
             hint="the npm registry must be reachable for the first build; run it again when it is",
         )

@@ -308,8 +308,15 @@ def test_of_a_film_the_newest_frame_is_answered_and_every_frame_closed(tab: Tab,
         + """
         const bitmap = await createImageBitmap(await fetched(asked.image));
         const made = [];
+        const asks = [];
+        let ended = false;
+        const ask = model.ask;
+        model.ask = function (frame, ...words) {
+            asks.push([performance.now(), made.length - 1 - frame.timestamp / 25000]);
+            return ask.call(this, frame, ...words);
+        };
         const film = async function* () {
-            for (let number = 0; number < 60; number++) {
+            for (let number = 0; number < 4000 && !ended; number++) {
                 await new Promise((resolve) => setTimeout(resolve, 25));
                 const frame = new VideoFrame(bitmap, { timestamp: number * 25000 });
                 made.push(frame);
@@ -317,27 +324,28 @@ def test_of_a_film_the_newest_frame_is_answered_and_every_frame_closed(tab: Tab,
             }
         };
         const seen = [];
-        const delays = [];
         for await (const { text, frame } of model.watch(film(), asked.question, { fps: 5 })) {
             seen.push([text, frame]);
-            delays.push((made.length - 1) * 25 - frame);
+            ended = seen.length >= 4;
         }
-        const closed = made.every((frame) => frame.format === null);
-        const left = made.length;
+        const left = made.splice(0);
+        const closed = left.every((frame) => frame.format === null);
+        const behind = asks.map(([, frames]) => frames);
+        const gaps = asks.slice(1).map(([time], place) => time - asks[place][0]);
+        ended = false;
         for await (const _ of model.watch(film(), asked.question, { fps: 50 })) break;
         await new Promise((resolve) => setTimeout(resolve, 100));
-        const stopped = { made: made.length - left, closed: made.every((frame) => frame.format === null) };
+        const stopped = { made: made.length, closed: made.every((frame) => frame.format === null) };
         await model.close();
-        return { seen, delays, closed, left, stopped, text: asked.text };
+        return { seen, behind, gaps, closed, left: left.length, stopped, text: asked.text };
         """,
         given(site),
     )
     times = [frame for _, frame in found["seen"]]
     assert {text for text, _ in found["seen"]} == {found["text"]}
-    assert times == sorted(set(times)) and found["left"] == 60
-    assert 3 <= len(times) <= 9  # a film of 1.5 seconds, five a second
-    assert max(found["delays"]) <= 1000
-    assert found["closed"] and found["stopped"]["closed"] and found["stopped"]["made"] < 60
+    assert times == sorted(set(times)) and 4 <= len(times) < found["left"]
+    assert set(found["behind"]) == {0} and min(found["gaps"]) >= 199
+    assert found["closed"] and found["stopped"]["closed"] and found["stopped"]["made"] < 4000
 
 
 def test_slips_have_codes_and_a_watch_that_is_stopped_leaves_nothing(tab: Tab, site: Site) -> None:
@@ -476,7 +484,7 @@ def test_what_is_no_film_is_refused_and_no_film_is_answered_too_often(tab: Tab, 
         for await (const _ of model.watch(late(), asked.question, { fps: 5 }));
         const gaps = times.slice(1).map((time, place) => time - times[place]);
         let rare = 0;
-        const signal = AbortSignal.timeout(700);
+        const signal = AbortSignal.timeout(1500);
         for await (const _ of model.watch(late(), asked.question, { fps: 1e-9, signal })) rare++;
         await model.close();
         return { told, rates, left, gaps, rare };
@@ -485,7 +493,7 @@ def test_what_is_no_film_is_refused_and_no_film_is_answered_too_often(tab: Tab, 
     )
     assert set(found["told"].values()) == {"image hint"} and found["left"][:2] == [None, "frame"], found["told"]
     assert found["rates"] == {"NaN": "prompt", "-1": "prompt", "5": "prompt", "null": "prompt", "Infinity": "none"}
-    assert len(found["gaps"]) == 2 and min(found["gaps"]) >= 199 and found["rare"] == 1
+    assert found["gaps"] and min(found["gaps"]) >= 199 and found["rare"] == 1
 
 
 def test_a_film_that_shows_nothing_ends_by_the_signal_and_with_the_model(tab: Tab, site: Site) -> None:
@@ -514,7 +522,7 @@ def test_a_film_that_shows_nothing_ends_by_the_signal_and_with_the_model(tab: Ta
         };
         const ended = (film, signal) => Promise.race([
             code((async () => { for await (const _ of model.watch(film, asked.question, { signal })); })()),
-            new Promise((resolve) => setTimeout(() => resolve("hangs"), 2000)),
+            new Promise((resolve) => setTimeout(() => resolve("hangs"), 10_000)),
         ]);
         const stop = new AbortController();
         const watches = Object.values(films).map((film) => ended(film(), stop.signal));

@@ -248,12 +248,12 @@ def test_an_ed25519_signature_is_checked_by_the_browser(visitor: Visitor) -> Non
     ],
     ids=lambda value: str(value)[:60] if isinstance(value, str) else None,
 )
-def test_what_a_server_sends_wrong(either: Visitor, fault: Fault, code: str) -> None:
-    either.publish()
-    either.server.faults = [fault]
-    either.fails(code)
-    either.start()
-    either.opens()
+def test_what_a_server_sends_wrong(visitor: Visitor, fault: Fault, code: str) -> None:
+    visitor.publish()
+    visitor.server.faults = [fault]
+    visitor.fails(code)
+    visitor.start()
+    visitor.opens()
 
 
 def test_a_server_that_dies_at_half_is_gone_on_with(either: Visitor) -> None:

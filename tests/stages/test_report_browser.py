@@ -28,7 +28,7 @@ playwright = pytest.importorskip(
     "playwright.sync_api", reason="playwright is not installed: it is among the test extras"
 )
 
-LOOKS = [(1280, "light"), (360, "light"), (1280, "dark"), (360, "dark")]
+LOOKS = [(1280, "light"), (360, "dark")]
 HEIGHTS = {1280: 900, 360: 740}
 TALLEST = 6000  # px of a screenshot: Chromium cannot always take those of a whole page
 Opened = Callable[..., "Tab"]

@@ -34,6 +34,7 @@ export class Column {
   #verdict = element("p", { className: "verdict" });
   #state = element("p", { className: "state" });
   #progress = element("progress", { "aria-label": "Download" });
+  #said = element("div", { className: "said" });
   #trouble = element("div", { className: "trouble", role: "alert" });
   #badges = element("ul", { className: "badges", "aria-label": "About this bundle" });
   #retry = element("button", { type: "button" }, "Try again");
@@ -47,12 +48,11 @@ export class Column {
       { "aria-label": offer.label },
       element("h3", {}, offer.label, " ", element("small", {}, words)),
       this.#badges,
-      element("div", { className: "said" }, this.#answer, this.#verdict, this.#trouble),
+      this.#said,
       this.figures.part,
-      this.#progress,
-      this.#state,
     );
-    this.#progress.hidden = true;
+    this.#said.append(this.#answer, this.#verdict, this.#trouble);
+    this.#wait(false);
     say(this.#state, "Waiting");
   }
 
@@ -66,7 +66,7 @@ export class Column {
     this.part.classList.remove("broken");
     this.#offline = false;
     say(this.#state, "Opening");
-    this.part.setAttribute("aria-busy", "true");
+    this.#wait(true);
     try {
       const model = await open(address(this.offer.url), {
         digest: this.offer.digest,
@@ -80,9 +80,17 @@ export class Column {
       say(this.#state, "");
       this.#show(error, retried);
     } finally {
-      this.#progress.hidden = true;
-      this.part.removeAttribute("aria-busy");
+      this.#wait(false);
     }
+  }
+
+  /** While a bundle is opened, how far it is stands where the answers will; later what was last done, at the bottom. */
+  #wait(busy: boolean): void {
+    this.#progress.hidden = !busy;
+    this.#progress.removeAttribute("value");
+    this.part.toggleAttribute("aria-busy", busy);
+    if (busy) this.part.setAttribute("aria-busy", "true");
+    (busy ? this.#said : this.part).append(this.#progress, this.#state);
   }
 
   /** Asks, and shows the answer as it comes. Raises nothing: what goes wrong is shown. Whether it answered. */
@@ -163,11 +171,12 @@ export class Column {
 
   #told(event: TapeoutEvent): void {
     if (event.type === "progress") {
-      this.#progress.hidden = event.loaded >= event.total;
       this.#progress.max = event.total;
       this.#progress.value = event.loaded;
       say(this.#state, `Downloading, ${joined(bytes(event.loaded))} of ${joined(bytes(event.total))}`);
-      if (event.loaded >= event.total) say(this.#state, "Verifying and loading");
+      if (event.loaded < event.total) return;
+      this.#progress.removeAttribute("value");
+      say(this.#state, "Verifying and loading");
     } else if (event.type === "offline") {
       this.#offline = true;
     } else if (event.type === "fallback") {

@@ -19,6 +19,8 @@ export async function pictureOf(image: Image, key = keyOf(image)): Promise<{ pic
     return { picture: { source: bitmap, key }, transfer: [bitmap] };
   } catch (cause) {
     const hint = "Give a Blob, ImageData, ImageBitmap, VideoFrame, canvas or a loaded <img>.";
+    if (isElement(image) && !image.naturalWidth) throw new TapeoutError("image", `the <img> did not load ${image.currentSrc || "anything"}`, hint, { cause });
+    if (cause instanceof TypeError) throw new TapeoutError("image", "this is no image", hint, { cause });
     throw TapeoutError.from(cause, "image", "the image cannot be read", hint);
   }
 }

@@ -5,6 +5,7 @@ import { decodeImage, type Pixels } from "../image/decode";
 import type { Files, Manifest } from "../manifest";
 import { Prompt } from "../text/prompt";
 import { Tokenizer } from "../text/tokenizer";
+import { strip } from "../text/unicode";
 import { Decoder } from "./decoder";
 import { describedBy } from "./described";
 import { Encoder, type Visual } from "./encoder";
@@ -89,9 +90,10 @@ export class Engine {
     return this.encoder.encode(pixels);
   }
 
-  /** The prompt's ids. Throws TapeoutError "prompt" for a question that holds the image token or does not fit. */
+  /** The prompt's ids. Throws TapeoutError "prompt" for a question that is blank, holds the image token or does not fit. */
   read(question: string): number[] {
-    if (typeof question !== "string") throw new TapeoutError("prompt", "the question is no text", 'Ask with model.ask(image, "what is it?").');
+    if (typeof question !== "string" || !strip(question))
+      throw new TapeoutError("prompt", typeof question === "string" ? "the question is empty" : "the question is no text", 'Ask with model.ask(image, "what is it?").');
     const ids = this.prompt.encode(question);
     this.decoder.checkRoom(ids.length);
     return ids;

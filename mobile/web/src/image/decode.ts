@@ -26,7 +26,7 @@ export async function decodeImage(source: ImageSource): Promise<Pixels> {
     return drawn(source);
   } catch (cause) {
     const exhausted = cause instanceof RangeError && /alloc|memory/i.test(cause.message);
-    throw TapeoutError.from(cause, exhausted ? "memory" : "image", "the image cannot be read");
+    throw TapeoutError.from(cause, exhausted ? "memory" : "image", "the image cannot be read", "Give a PNG, a JPEG, or what else this browser shows.");
   }
 }
 
