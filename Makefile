@@ -22,15 +22,16 @@ lint: setup
 	ruff check .
 	mypy
 
+# Three processes on two cores: tests that wait leave theirs to others.
 test: lint
 	@sh tests/browser.sh
 	@sh tests/node.sh
-	python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)
+	python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)
 
 test-all: lint
 	@sh tests/browser.sh
 	@sh tests/node.sh
-	python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 clean:
 	rm -rf $(VENV)

@@ -5,7 +5,7 @@ import os
 import pytest
 from hypothesis import settings
 
-os.environ["OMP_NUM_THREADS"] = "1"  # two test processes share two cores
+os.environ["OMP_NUM_THREADS"] = "1"  # test processes share the cores
 settings.register_profile("tapeout", deadline=None, max_examples=30, derandomize=True)
 settings.load_profile("tapeout")
 
@@ -23,6 +23,6 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first: each goes to one of two processes, and none is to begin when the other has nothing."""
+    """The longest files first: each goes to one of the processes, and none is to begin when the others have nothing."""
     places = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get("/".join(item.path.parts[-2:]), len(places)))

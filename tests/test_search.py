@@ -74,11 +74,17 @@ def test_a_budget_that_nothing_keeps_is_told_with_what_comes_nearest(searched: C
     assert "Traceback" not in result.stderr
 
 
-def test_what_was_found_is_an_ordinary_checkpoint(searched: Clone, tmp_path: Path) -> None:
+def test_what_was_found_is_an_ordinary_checkpoint(searched: Clone) -> None:
     built(searched)
     found = searched.folder / "artifacts/build/recover"
     small, full = (json.loads((each / "config.json").read_text()) for each in (found, Path("artifacts/reference")))
     assert small != full and small.keys() == full.keys()
+
+
+@pytest.mark.slow
+def test_what_was_found_is_built_alone(searched: Clone, tmp_path: Path) -> None:
+    built(searched)
+    found = searched.folder / "artifacts/build/recover"
     own = clone(tmp_path, "second", threads="1", seed="2")
     alone = tuple(each for each in SMALL if not each.startswith(("search", "supernet", "recover")))
     result = own.tapeout("build", *alone, f"model.path={found}")

@@ -360,7 +360,7 @@ def test_slips_have_codes_and_a_watch_that_is_stopped_leaves_nothing(tab: Tab, s
         await first(answer);
         out.twice = await code(first(answer));
         out.fps = await code(first(model.watch([], asked.question, { fps: 0 })));
-        out.blank = await code(model.ask(image, " \n").result);
+        out.blank = await code(model.ask(image, "  ").result);
         out.tokens = await code(model.ask(image, asked.question, { maxTokens: 1.5 }).result);
         const torn = async function* () { throw new Error("no camera"); };
         out.torn = await code(first(model.watch(torn(), asked.question)));

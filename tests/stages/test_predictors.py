@@ -90,7 +90,7 @@ def test_a_longer_context_is_never_faster(name: str, bits: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["galaxy-s24", "pixel-8", "iphone-15-pro", "jetson-orin-nano"])
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(data=st.data())
 def test_more_bytes_are_never_faster(name: str, data: st.DataObject) -> None:
     model, profile = large_config(), group("device", name)
@@ -103,7 +103,7 @@ def test_more_bytes_are_never_faster(name: str, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("name", KNOWN)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(data=st.data())
 def test_a_smaller_model_is_never_slower(name: str, data: st.DataObject) -> None:
     large = toy_config(layers=3)
