@@ -31,7 +31,7 @@ test: lint
 test-all: lint
 	@sh tests/browser.sh
 	@sh tests/node.sh
-	python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+	python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 clean:
 	rm -rf $(VENV)
