@@ -475,12 +475,14 @@ def test_two_tabs_that_open_at_once_fetch_once(either: Visitor) -> None:
 
 def test_a_tab_that_is_closed_while_another_waits_leaves_it_the_rest(either: Visitor) -> None:
     manifest = either.publish()
-    either.server.pause = 0.04
+    held = Fault(WEIGHTS, times=1, hold=int(0.9 * SIZE), pause=0.03)
+    either.server.faults.append(held)
     doomed = either.new_tab()
     doomed.run("globalThis.outcome = sdk.open(given[0])", either.order())
     until(lambda: doomed.run("return sdk.loaded") > 0.8 * SIZE)
     either.tab.run("globalThis.outcome = sdk.open(given[0])", either.order())
     doomed.page.close()
+    held.go.set()
     right(either.tab.run("return await globalThis.outcome"), manifest)
     assert len(either.asked()) == 2 and " bytes=" in either.asked()[1]
 
@@ -496,7 +498,7 @@ def test_tabs_closed_at_any_moment_never_leave_half_a_bundle(either: Visitor) ->
     """Each is closed somewhere in a first visit of about 0.4 s; what is there then is nothing that counts, or all."""
     either.publish(weights=SIZE // 2)
     either.server.pause = 0.02
-    seen = visits(either, [random.Random(7).uniform(0.02, 0.7) for _ in range(8)], by_closing=True)
+    seen = visits(either, [0.0, *(random.Random(7).uniform(0.02, 0.7) for _ in range(7))], by_closing=True)
     assert seen["nothing"] and len(either.asked()) <= 16
 
 
@@ -544,13 +546,14 @@ def visits(
 def test_a_browser_that_crashes_in_the_middle_goes_on_after(visitor: Visitor) -> None:
     """The renderer dies, with whatever it had not written."""
     manifest = visitor.publish()
-    visitor.server.pause = 0.04
+    held = Fault(WEIGHTS, times=1, hold=SIZE * 2 // 3, pause=0.03)
+    visitor.server.faults.append(held)
     doomed = visitor.new_tab()
     doomed.run("globalThis.outcome = sdk.open(given[0])", visitor.order())
     until(lambda: doomed.run("return sdk.loaded") > SIZE // 2)
     with pytest.raises(Exception, match=r"(?i)crash"):
         doomed.page.goto("chrome://crash", timeout=10_000)
-    visitor.server.pause = 0
+    held.go.set()
     outcome = visitor.opens()
     assert outcome["opened"]["timings"]["download_bytes"] < 0.6 * manifest.size
 

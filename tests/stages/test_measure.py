@@ -25,7 +25,7 @@ from tests.rounded import rounded
 from tests.toy import toy_checkpoint
 
 DEVICES = ("pixel-8", "iphone-15-pro")
-LEAK = 160 << 10  # bytes an answer
+LEAK = 1 << 20  # bytes an answer: far more than what else a process takes meanwhile
 QUICK = ["--generations", "60", "--tokens", "4", "--images", "2"]
 
 

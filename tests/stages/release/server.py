@@ -27,6 +27,7 @@ class Fault:
     cut: the connection ends after so many bytes. status: an error instead. ranges: whether parts can be had. length:
     what is announced instead of the true length. data: what is sent instead. more: sent after the end. pause: seconds
     after each `piece` bytes. headers: beside the others. drip: sent instead of any answer; then "x", byte by byte.
+    hold: the rest after so many bytes waits for the event `go`.
     """
 
     path: str = ""
@@ -41,6 +42,8 @@ class Fault:
     piece: int = 1 << 16
     headers: dict[str, str] = field(default_factory=dict)
     drip: bytes = b""
+    hold: int | None = None
+    go: threading.Event = field(default_factory=threading.Event)
 
 
 class Server:
@@ -150,6 +153,8 @@ def handler(server: Server) -> type[BaseHTTPRequestHandler]:
             if server.budget is not None and server.sent + end > server.budget:
                 end, self.close_connection = server.budget - server.sent, True
             for place in range(0, end, fault.piece):
+                if fault.hold is not None and place >= fault.hold:
+                    fault.go.wait(60)
                 piece = data[place : min(place + fault.piece, end)]
                 self.wfile.write(piece)
                 server.sent += len(piece)
