@@ -475,11 +475,11 @@ def test_two_tabs_that_open_at_once_fetch_once(either: Visitor) -> None:
 
 def test_a_tab_that_is_closed_while_another_waits_leaves_it_the_rest(either: Visitor) -> None:
     manifest = either.publish()
-    held = Fault(WEIGHTS, times=1, hold=int(0.9 * SIZE), pause=0.03)
+    held = Fault(WEIGHTS, times=1, hold=int(0.9 * SIZE))
     either.server.faults.append(held)
     doomed = either.new_tab()
     doomed.run("globalThis.outcome = sdk.open(given[0])", either.order())
-    until(lambda: doomed.run("return sdk.loaded") > 0.8 * SIZE)
+    until(lambda: either.kept().get(weights_of(manifest), 0) >= 1 << 20)
     either.tab.run("globalThis.outcome = sdk.open(given[0])", either.order())
     doomed.page.close()
     held.go.set()
@@ -546,11 +546,11 @@ def visits(
 def test_a_browser_that_crashes_in_the_middle_goes_on_after(visitor: Visitor) -> None:
     """The renderer dies, with whatever it had not written."""
     manifest = visitor.publish()
-    held = Fault(WEIGHTS, times=1, hold=SIZE * 2 // 3, pause=0.03)
+    held = Fault(WEIGHTS, times=1, hold=SIZE * 2 // 3)
     visitor.server.faults.append(held)
     doomed = visitor.new_tab()
     doomed.run("globalThis.outcome = sdk.open(given[0])", visitor.order())
-    until(lambda: doomed.run("return sdk.loaded") > SIZE // 2)
+    until(lambda: visitor.kept().get(weights_of(manifest), 0) > SIZE // 2)
     with pytest.raises(Exception, match=r"(?i)crash"):
         doomed.page.goto("chrome://crash", timeout=10_000)
     held.go.set()

@@ -1,8 +1,6 @@
 /** What tests/mobile/test_store.py calls in a page. */
 import type { Order, Outcome } from "./store-worker";
 
-type Message = { event: { type: string; loaded?: number } };
-
 /** Open a bundle in a worker of its own, which then ends. after: it ends after so many milliseconds, whatever it does;
  * result: null. stays: it ends with the page. */
 export function open(order: Order, after?: number, stays?: boolean): Promise<Outcome | null> {
@@ -11,9 +9,6 @@ export function open(order: Order, after?: number, stays?: boolean): Promise<Out
 
 export const flip = (name: string, offset: number): Promise<unknown> => asked({ flip: name, offset });
 export const list = (): Promise<unknown> => asked({ list: true });
-
-/** How far the last download came, in bytes. */
-export let loaded = 0;
 
 // once: a page whose server was stopped still has its worker
 const source = URL.createObjectURL(await (await fetch("/sdk/store-worker.js")).blob());
@@ -25,9 +20,8 @@ function asked(message: object, after?: number, stays = false): Promise<unknown>
       if (!stays) worker.terminate();
       resolve(value);
     };
-    worker.onmessage = ({ data }: MessageEvent<Message>) => {
-      if (typeof data !== "object" || !("event" in data)) end(data);
-      else loaded = data.event.loaded ?? loaded;
+    worker.onmessage = ({ data }: MessageEvent<unknown>) => {
+      if (!(data instanceof Object && "event" in data)) end(data);
     };
     worker.onerror = (event) => reject(new Error(event.message));
     worker.postMessage(message);
