@@ -107,6 +107,7 @@ def test_an_abort_is_heard_at_once_and_the_next_question_answered(tab: Tab, site
             const next = await model.ask(blob, asked.question).result;
             return { outcome, told, next: next.text, waited: performance.now() - began - next.metrics.first_token_ms };
         };
+        const aborted = ({ outcome }) => outcome === "aborted";
         const moments = {
             "at once": async () => {},
             "while the image is read": () => new Promise((resolve) => setTimeout(resolve, 5)),
@@ -115,7 +116,8 @@ def test_an_abort_is_heard_at_once_and_the_next_question_answered(tab: Tab, site
         const out = {};
         for (const [moment, after] of Object.entries(moments)) {
             out[moment] = [];
-            for (let turn = 0; turn < 3; turn++) out[moment].push(await timed(after));
+            for (let turn = 0; turn < 3 || !out[moment].some(aborted) && turn < 30; turn++)
+                out[moment].push(await timed(after));
         }
         const before = new AbortController();
         before.abort();
@@ -132,9 +134,12 @@ def test_an_abort_is_heard_at_once_and_the_next_question_answered(tab: Tab, site
     )
     out, text = found["out"], found["text"]
     for moment in ("at once", "while the image is read", "after the first piece"):
-        assert {(each["outcome"], each["next"]) for each in out[moment]} == {("aborted", text)}
-        assert min(each["told"] for each in out[moment]) < HEARD
-        assert min(each["waited"] for each in out[moment]) < HEARD
+        assert {each["outcome"] for each in out[moment]} <= {"aborted", "none"}  # none: it had ended before
+        assert {each["next"] for each in out[moment]} == {text}
+        aborted = [each for each in out[moment] if each["outcome"] == "aborted"]
+        assert aborted and (moment != "at once" or len(aborted) == len(out[moment]))
+        assert min(each["told"] for each in aborted) < HEARD
+        assert min(each["waited"] for each in aborted) < HEARD
     assert out["before"] == "aborted"
     assert out["queued"] == [text, "aborted", text]
 

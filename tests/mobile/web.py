@@ -26,6 +26,7 @@ ISOLATED = {  # what a page needs for threads and exact memory figures
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Embedder-Policy": "require-corp",
 }
+LONGEST = 200  # seconds of a script in a page
 BLANK = "<!doctype html><html lang=en><meta charset=utf-8><title>SDK</title><link rel=icon href=data:,><main></main>"
 
 
@@ -105,8 +106,15 @@ class Tab:
             self.asked.append(url)
 
     def run(self, script: str, *values: Any) -> Any:
-        """Evaluate an asynchronous function's body with `sdk`, the package, and `given`, the values; return JSON."""
-        source = f"async (given) => {{ const sdk = await import('/sdk/index.js'); {script} }}"
+        """Evaluate an asynchronous function's body with `sdk`, the package, and `given`, the values; return JSON.
+
+        Fails where it takes longer than LONGEST: a promise that nobody keeps would hang the whole run.
+        """
+        source = f"""async (given) => {{
+          const run = async () => {{ const sdk = await import('/sdk/index.js'); {script} }};
+          const late = new Error("nothing came of it in {LONGEST} s");
+          return Promise.race([run(), new Promise((_, reject) => setTimeout(() => reject(late), {LONGEST}e3))]);
+        }}"""
         return self.page.evaluate(source, list(values))
 
 

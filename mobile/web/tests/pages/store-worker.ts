@@ -23,8 +23,11 @@ export type Outcome = {
 };
 
 self.addEventListener("message", async ({ data }: MessageEvent<{ open: Order } | { flip: string; offset: number } | { list: true }>) => {
-  const answer = "open" in data ? await open(data.open) : "flip" in data ? await flip(data.flip, data.offset) : await list();
-  self.postMessage(answer);
+  try {
+    self.postMessage("open" in data ? await open(data.open) : "flip" in data ? await flip(data.flip, data.offset) : await list());
+  } catch (cause) {
+    self.postMessage({ thrown: String(cause) });
+  }
 });
 
 async function open({ url, keys, digest, update, kind, lasting, failing = {} }: Order): Promise<Outcome> {
@@ -78,10 +81,13 @@ async function flip(name: string, offset: number): Promise<number> {
   return found;
 }
 
-/** [name, bytes] of whatever is kept, in OPFS and in Cache Storage. */
+/** [name, bytes] of whatever is kept, in OPFS and in Cache Storage, without what another tab takes away meanwhile. */
 async function list(): Promise<[string, number][]> {
   const found: [string, number][] = [];
-  for await (const file of kept()) found.push([file.name, (await file.getFile()).size]);
+  for await (const file of kept()) {
+    const there = await file.getFile().catch(() => null);
+    if (there) found.push([file.name, there.size]);
+  }
   for (const key of await caches.keys())
     for (const { url } of await (await caches.open(key)).keys()) {
       const { pathname, searchParams } = new URL(url);

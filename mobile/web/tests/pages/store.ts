@@ -21,7 +21,9 @@ function asked(message: object, after?: number, stays = false): Promise<unknown>
       resolve(value);
     };
     worker.onmessage = ({ data }: MessageEvent<unknown>) => {
-      if (!(data instanceof Object && "event" in data)) end(data);
+      if (!(data instanceof Object)) end(data);
+      else if ("thrown" in data) reject(new Error(String(data.thrown)));
+      else if (!("event" in data)) end(data);
     };
     worker.onerror = (event) => reject(new Error(event.message));
     worker.postMessage(message);
