@@ -429,7 +429,8 @@ def test_a_port_that_is_taken(site: Path) -> None:
 def test_ctrl_c_ends_it_well_and_its_folder_is_gone(tmp_path: Path, dist: Path) -> None:
     web_bundle(tmp_path / "artifacts" / "web-wasm")
     script = (
-        "import sys; from pathlib import Path; import stages.playground.sdk as sdk\n"
+        "import signal, sys; from pathlib import Path; import stages.playground.sdk as sdk\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # which a shell's background jobs ignore
         f"sdk.built_sdk = lambda: Path({str(dist)!r})\n"
         "from stages.playground.command import playground; from pipelines.project import Project\n"
         f"sys.exit(playground(['--port', '0'], Project(Path({str(tmp_path)!r}))))"
@@ -447,5 +448,8 @@ def test_ctrl_c_ends_it_well_and_its_folder_is_gone(tmp_path: Path, dist: Path) 
         connection.request("GET", "/site.json")
         assert json.loads(connection.getresponse().read())["bundles"][0]["label"] == "web-wasm"
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 0
+        try:
+            assert process.wait(20) == 0
+        finally:
+            process.kill()
     assert list((tmp_path / "temporary").iterdir()) == []
