@@ -28,8 +28,8 @@ def build(toy: Toy, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 LATE = """
-    for i in range(2000):
-        (work.out / f"{i:05}").write_text("x")
+    for i in range(60):  # each is stored before zz is looked at again
+        (work.out / f"{i:05}").write_text(str(i))
     file = open(work.out / "zz", "w")
     def go():
         while True:
@@ -53,12 +53,17 @@ def test_a_file_that_is_still_being_written_is_not_taken_in(toy: Toy) -> None:
 
 
 GONE = """
-    for i in range(3000):
-        (work.out / f"{i:05}").write_text("x")
+    with open(work.out / "great", "wb") as great:
+        great.truncate(256 << 20)  # which takes a while to be read
+    (work.out / "empty").mkdir()
+    for i in range(500):
+        (work.out / f"small{i:03}").write_text("x")
     def go():
-        time.sleep(0.1)
-        for i in range(2999, 0, -1):
-            (work.out / f"{i:05}").unlink(missing_ok=True)
+        while (work.out / "empty").exists():  # it is removed where the output begins to be taken in
+            time.sleep(0.001)
+        for i in range(500):
+            (work.out / f"small{i:03}").unlink(missing_ok=True)
+            time.sleep(0.001)
     threading.Thread(target=go, daemon=True).start()
 """
 
