@@ -19,6 +19,12 @@ LONGEST = (
     "mobile/test_store.py",
     "mobile/test_playground.py",
     "mobile/test_engine.py",
+    "mobile/test_node.py",
+    "stages/test_parity.py",
+    "pipelines/test_execute.py",
+    "stages/test_predictors.py",
+    "stages/test_narrow.py",
+    "tests/test_faults.py",
 )
 
 

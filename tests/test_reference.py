@@ -170,8 +170,8 @@ def test_a_change_for_one_device_leaves_the_others_cached(spare: Clone, words: l
     [
         (["quantize=palette4", "device=[pixel-8]"], 2, ["pixel-8", "cannot hold", "palette-4", "affine-int4"]),
         (["quantize=int5"], 2, ["int5", "int4", "int8"]),
-        (["device=[pixel-7]"], 2, ["pixel-7", "pixel-8"]),
-        (["quantise=int8"], 2, ["quantise", "quantize"]),
+        pytest.param(["device=[pixel-7]"], 2, ["pixel-7", "pixel-8"], marks=pytest.mark.slow),
+        pytest.param(["quantise=int8"], 2, ["quantise", "quantize"], marks=pytest.mark.slow),
         (["quantize.bit=8"], 2, ["bit", "bits"]),
         (["model.path=artifacts/referense"], 2, ["artifacts/referense", "reference"]),
         (["validate.gates=[{metric: size_bytes, task: null, min: null, max: 1000}]"], 1, ["size_bytes", "1000"]),
@@ -210,10 +210,10 @@ def lose_a_tensor(path: Path) -> None:
     ("spoil", "parts"),
     [
         (truncate, ["model.safetensors", "truncated"]),
-        (poison, ["text.norm.weight", "NaN"]),
         (pickle_it, ["model.safetensors", "pickle"]),
-        (lose_a_tensor, ["text.norm.weight", "text.norm.wait"]),
-        (Path.unlink, ["model.safetensors"]),
+        pytest.param(poison, ["text.norm.weight", "NaN"], marks=pytest.mark.slow),
+        pytest.param(lose_a_tensor, ["text.norm.weight", "text.norm.wait"], marks=pytest.mark.slow),
+        pytest.param(Path.unlink, ["model.safetensors"], marks=pytest.mark.slow),
     ],
 )
 def test_a_bad_checkpoint_is_refused_and_leaves_nothing(

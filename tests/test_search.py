@@ -91,6 +91,7 @@ def test_what_was_found_is_built_alone(searched: Clone, tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.slow
 def test_a_search_that_does_not_beat_chance_by_enough_fails(searched: Clone) -> None:
     result = searched.tapeout("build", *SMALL, "search.beat_random=100")
     assert result.returncode == 1

@@ -46,6 +46,7 @@ def test_a_killed_training_ends_with_the_same_bytes(tmp_path: Path) -> None:
     assert resumed.model().config.vision.tokens == 72
 
 
+@pytest.mark.slow
 def test_another_seed_is_another_model(tmp_path: Path) -> None:
     short = dataclasses.replace(CONFIG, steps=2)
     first = train(short, workspace(tmp_path / "a"))
