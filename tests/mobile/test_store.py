@@ -76,9 +76,24 @@ class Visitor:
         return right(self.open(**options), manifest or self.manifest)
 
     def fails(self, code: str, **options: Any) -> dict[str, Any]:
-        outcome = self.open(**options)
-        assert outcome.get("error", {}).get("code") == code, outcome
-        return outcome
+        return failed(self.open(**options), code)
+
+    def cut(self, fault: Fault, size: int, **options: Any) -> dict[str, Any]:
+        """Open; the server ends the connection after so many bytes, once the page has read them.
+
+        What a page has not read yet, Chromium drops when a connection ends.
+        """
+        fault.hold = size
+        self.server.faults = [fault]
+        before = self.tab.run("return sdk.received")
+        self.tab.run("globalThis.outcome = sdk.open(given[0])", self.order(**options))
+        until(lambda: self.tab.run("return sdk.received") >= before + size)
+        fault.go.set()
+        return self.tab.run("return await globalThis.outcome")
+
+    def cut_at_half(self, **options: Any) -> dict[str, Any]:
+        """Open, and get half of the weights."""
+        return self.cut(Fault(WEIGHTS, cut=SIZE // 2, times=1, **options), SIZE // 2)
 
     def kept(self) -> dict[str, int]:
         """{name: bytes} of what lies in the browser's storage."""
@@ -113,6 +128,11 @@ def right(outcome: dict[str, Any], manifest: Manifest) -> dict[str, Any]:
     return outcome
 
 
+def failed(outcome: dict[str, Any], code: str) -> dict[str, Any]:
+    assert outcome.get("error", {}).get("code") == code, outcome
+    return outcome
+
+
 def told(outcome: dict[str, Any]) -> list[str]:
     """Return the events but those of progress, each with its error's code."""
     events = [event for event in outcome["events"] if event["type"] != "progress"]
@@ -121,11 +141,6 @@ def told(outcome: dict[str, Any]) -> list[str]:
 
 def weights_of(manifest: Manifest) -> str:
     return next(file.sha256 for file in manifest.files if file.path == WEIGHTS)
-
-
-def cut(**options: Any) -> Fault:
-    """Half of the weights, once, slowly: what the page has not read yet, Chromium drops when a connection ends."""
-    return Fault(WEIGHTS, cut=SIZE // 2, times=1, pause=0.01, **options)
 
 
 @pytest.fixture
@@ -259,8 +274,9 @@ def test_what_a_server_sends_wrong(visitor: Visitor, fault: Fault, code: str) ->
 def test_a_server_that_dies_at_half_is_gone_on_with(either: Visitor) -> None:
     manifest = either.publish()
     half = manifest.size // 2
-    either.server.budget, either.server.pause = half, 0.01
-    either.fails("network")
+    either.start()
+    either.server.budget = half
+    failed(either.cut(Fault(WEIGHTS), half), "network")
     before = either.kept()[weights_of(manifest)]
     assert before > 0.6 * half, "what was fetched stays"
     sent = either.server.sent
@@ -275,8 +291,8 @@ def test_a_server_that_dies_at_half_is_gone_on_with(either: Visitor) -> None:
 
 def test_a_server_without_ranges_sends_it_anew(visitor: Visitor) -> None:
     visitor.publish()
-    visitor.server.faults = [cut(), Fault(WEIGHTS, ranges=False)]
-    visitor.fails("network")
+    failed(visitor.cut_at_half(), "network")
+    visitor.server.faults = [Fault(WEIGHTS, ranges=False)]
     visitor.opens()
     assert [bool(" " in request) for request in visitor.asked()] == [False, True]
 
@@ -286,8 +302,7 @@ def test_a_file_that_was_changed_between_is_fetched_from_its_beginning(visitor: 
     visitor.server.tags = tags
     visitor.publish()
     other = random.Random(5).randbytes(SIZE)
-    visitor.server.faults = [cut(data=other)]
-    visitor.fails("network")
+    failed(visitor.cut_at_half(data=other), "network")
     visitor.opens()
     assert len(visitor.asked()) == (2 if tags else 3)
 
@@ -297,8 +312,7 @@ def test_from_another_origin_without_a_preflight(visitor: Visitor) -> None:
     visitor.publish()
     visitor.server.headers |= {"Access-Control-Allow-Origin": "*", "Cross-Origin-Resource-Policy": "cross-origin"}
     visitor.url = visitor.url.replace("127.0.0.1", "localhost")
-    visitor.server.faults = [cut()]
-    visitor.fails("network")
+    failed(visitor.cut_at_half(), "network")
     visitor.opens()
     assert len(visitor.asked()) == 2 and " bytes=" in visitor.asked()[1]
 
@@ -316,8 +330,7 @@ def test_a_part_that_no_server_gives_is_asked_for_with_the_rest(visitor: Visitor
     """If-Range would take a preflight where a redirect leads to another origin."""
     visitor.publish()
     visitor.server.headers |= {"Access-Control-Allow-Origin": "*", "Cross-Origin-Resource-Policy": "cross-origin"}
-    visitor.server.faults = [cut()]
-    visitor.fails("network")
+    failed(visitor.cut_at_half(), "network")
     target = f"{visitor.site.url.replace('127.0.0.1', 'localhost')}/b/{WEIGHTS}"
     allowed = {"Location": target, "Access-Control-Allow-Origin": "*"}
     visitor.server.faults = [Fault(f"b/{WEIGHTS}", times=1, status=302, headers=allowed)]
@@ -436,13 +449,11 @@ def test_an_update_that_ends_in_the_middle_leaves_what_is_in_place(either: Visit
     first = either.publish()
     either.opens()
     second = either.publish("1.1.0", seed=2)
-    either.server.faults = [cut()]
-    assert told(either.opens(first)) == ["update_failed network"]
+    assert told(right(either.cut_at_half(), first)) == ["update_failed network"]
     outcome = either.opens(second)
     assert told(outcome) == ["update"] and outcome["opened"]["timings"]["download_bytes"] < 0.6 * SIZE
     third = either.publish("1.2.0", seed=3)
-    either.server.faults = [cut()]
-    either.opens(second)
+    right(either.cut_at_half(), second)
     assert weights_of(third) in either.kept()
     either.publish("1.1.0", seed=2)
     either.opens(second)

@@ -27,7 +27,7 @@ class Fault:
     cut: the connection ends after so many bytes. status: an error instead. ranges: whether parts can be had. length:
     what is announced instead of the true length. data: what is sent instead. more: sent after the end. pause: seconds
     after each `piece` bytes. headers: beside the others. drip: sent instead of any answer; then "x", byte by byte.
-    hold: the rest after so many bytes waits for the event `go`.
+    hold: what comes after so many bytes, be it the connection's end, waits for the event `go`.
     """
 
     path: str = ""
@@ -159,6 +159,8 @@ def handler(server: Server) -> type[BaseHTTPRequestHandler]:
                 self.wfile.write(piece)
                 server.sent += len(piece)
                 time.sleep(fault.pause)
+            if fault.hold is not None:
+                fault.go.wait(60)
             if fault.cut is not None or fault.length is not None:
                 self.wfile.flush()
                 self.close_connection = True

@@ -30,6 +30,13 @@ self.addEventListener("message", async ({ data }: MessageEvent<{ open: Order } |
   }
 });
 
+const read = ReadableStreamDefaultReader.prototype.read;
+ReadableStreamDefaultReader.prototype.read = async function (this: ReadableStreamDefaultReader<Uint8Array>) {
+  const result = await read.call(this);
+  if (result.value) self.postMessage({ received: result.value.length });
+  return result;
+};
+
 async function open({ url, keys, digest, update, kind, lasting, failing = {} }: Order): Promise<Outcome> {
   if (kind === "cache" || kind === "memory") Reflect.deleteProperty(FileSystemFileHandle.prototype, "createSyncAccessHandle");
   if (kind === "memory") Object.defineProperty(self, "caches", { value: undefined });

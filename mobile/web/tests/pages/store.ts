@@ -10,6 +10,9 @@ export function open(order: Order, after?: number, stays?: boolean): Promise<Out
 export const flip = (name: string, offset: number): Promise<unknown> => asked({ flip: name, offset });
 export const list = (): Promise<unknown> => asked({ list: true });
 
+/** Bytes of bodies that workers of this page have read. */
+export let received = 0;
+
 // once: a page whose server was stopped still has its worker
 const source = URL.createObjectURL(await (await fetch("/sdk/store-worker.js")).blob());
 
@@ -23,6 +26,7 @@ function asked(message: object, after?: number, stays = false): Promise<unknown>
     worker.onmessage = ({ data }: MessageEvent<unknown>) => {
       if (!(data instanceof Object)) end(data);
       else if ("thrown" in data) reject(new Error(String(data.thrown)));
+      else if ("received" in data) received += Number(data.received);
       else if (!("event" in data)) end(data);
     };
     worker.onerror = (event) => reject(new Error(event.message));
