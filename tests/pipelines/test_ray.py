@@ -175,6 +175,7 @@ def convert(model: Folder, device, work):
 """
 
 
+@pytest.mark.slow
 def test_a_machine_that_is_lost_in_mid_build_changes_no_byte(cluster: Any, toy: Toy, tmp_path: Path) -> None:
     toy.write("toystages/convert.py", MEETING)
     toy.edit("conf/pipeline/main.yaml", "{run: toystages.convert", "{resources: {cpus: 2}, run: toystages.convert")

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.tiny import PROJECT, main
 
 
@@ -17,6 +19,7 @@ def digests(folder: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow  # the shipped model's bundles are held to it in tests/test_reference.py
 def test_two_folders_two_processes_the_same_bytes(tmp_path):
     first, second = tmp_path / "first", tmp_path / "another place" / "second"
     for name in ("temporary", "elsewhere", "home"):
