@@ -35,6 +35,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return toy.files()[FOUND]
 
 
+@pytest.mark.slow
 def test_the_cluster_finds_what_one_worker_finds(cluster: Any, toy: Toy, expected: bytes) -> None:
     result = toy.build(*words(cluster, "search.seconds=0.5"))
     assert result.status == 0, result.err

@@ -116,7 +116,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 
 @pytest.mark.parametrize("device", ["iphone-15-pro", "pixel-8"])
-@pytest.mark.parametrize("bits", [3.2, 5.0])
+@pytest.mark.parametrize("bits", [3.2, pytest.param(5.0, marks=pytest.mark.slow)])
 def test_a_budget_is_kept_to_the_byte(made: Made, device: str, bits: float) -> None:
     budget = {"bits": bits}
     found = made.allocation(device, budget=budget)

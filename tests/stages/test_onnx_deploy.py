@@ -67,6 +67,7 @@ def test_the_ort_format_lists_the_operators_of_a_reduced_build(tmp_path, source)
     assert model.description()["files"] == {"encoder": "encoder.ort", "decoder": "decoder.ort"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"format": "ort"}, {"prepacking": "saved"}])
 def test_same_bytes_in_any_process_and_folder(tmp_path, source, options):
     here, there = tmp_path / "here", tmp_path / "another/folder"

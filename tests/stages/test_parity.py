@@ -50,7 +50,7 @@ def passed(metrics: dict[str, Any]) -> dict[str, bool]:
 
 
 @pytest.mark.parametrize("runtime", DEVICES)
-@pytest.mark.parametrize("kind", ["int4", "int8", "none"])
+@pytest.mark.parametrize("kind", ["int4", pytest.param("int8", marks=pytest.mark.slow), "none"])
 @pytest.mark.parametrize("name", MODELS)
 def test_the_runtime_chooses_what_torch_chooses(name, kind, runtime, shipped, tmp_path):
     made = shipped(name, kind)

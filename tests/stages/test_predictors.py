@@ -103,7 +103,7 @@ def test_more_bytes_are_never_faster(name: str, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("name", KNOWN)
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(data=st.data())
 def test_a_smaller_model_is_never_slower(name: str, data: st.DataObject) -> None:
     large = toy_config(layers=3)

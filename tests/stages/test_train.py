@@ -33,6 +33,7 @@ def workspace(folder: Path, stop_at: str = "") -> Workspace:
     return Workspace(folder / "out", folder / "scratch", send)
 
 
+@pytest.mark.slow
 def test_a_killed_training_ends_with_the_same_bytes(tmp_path: Path) -> None:
     whole = train(CONFIG, workspace(tmp_path / "whole"))
     with pytest.raises(KeyboardInterrupt):
