@@ -174,7 +174,11 @@ def test_a_change_for_one_device_leaves_the_others_cached(spare: Clone, words: l
         pytest.param(["quantise=int8"], 2, ["quantise", "quantize"], marks=pytest.mark.slow),
         (["quantize.bit=8"], 2, ["bit", "bits"]),
         (["model.path=artifacts/referense"], 2, ["artifacts/referense", "reference"]),
-        (["validate.gates=[{metric: size_bytes, task: null, min: null, max: 1000}]"], 1, ["size_bytes", "1000"]),
+        (
+            ["device=[pixel-8]", "validate.gates=[{metric: size_bytes, task: null, min: null, max: 1000}]"],
+            1,
+            ["size_bytes", "1000"],
+        ),
         (["validate.gates=[{metric: retention_lo, task: null, min: 0.9, max: null}]"], 2, ["retention_low"]),
     ],
 )

@@ -67,13 +67,16 @@ def test_a_second_build_finds_the_search_and_a_budget_tries_nothing_again(search
     assert nodes["recover"] == "built"
 
 
-def test_a_budget_that_nothing_keeps_is_told_with_what_comes_nearest(searched: Clone) -> None:
-    result = searched.tapeout("build", *SMALL, "device.pixel-8.budgets.size_mib=0.1")
+def test_a_budget_that_nothing_keeps_is_told_with_what_comes_nearest(tmp_path: Path) -> None:
+    found = clone(tmp_path, "none", threads="1", seed="3")
+    result = found.tapeout("build", *SMALL, "device.pixel-8.budgets.size_mib=0.1")
     assert result.returncode == 1
     assert "none of" in result.stderr and "The nearest misses device.pixel-8.budgets.size_mib" in result.stderr
     assert "Traceback" not in result.stderr
+    assert (found.folder / SEARCHED).read_text().count("\n") >= 10  # what was tried is kept
 
 
+@pytest.mark.slow
 def test_what_was_found_is_an_ordinary_checkpoint(searched: Clone) -> None:
     built(searched)
     found = searched.folder / "artifacts/build/recover"

@@ -158,6 +158,7 @@ def test_where_nothing_flipped_there_are_no_images(made: Any) -> None:
     assert (evaluation.path / "flips.jsonl").read_bytes() == b"" and not (evaluation.path / "flips").exists()
 
 
+@pytest.mark.slow
 def test_more_threads_change_only_last_bits(made: Any, answering: Answering, tmp_path: Path) -> None:
     model, device_model, evaluation = made("int8", "onnxruntime")
     two = answering.evaluation(model, device_model, tmp_path / "two", threads=2)
