@@ -94,7 +94,8 @@ def install(web: Path) -> None:
     )
     if stamp(installed) == lock:
         return
-    call(web, ["npm", "ci", "--ignore-scripts"], "installing the SDK's packages")
+    hint = "the npm registry must be reachable for the first build; run it again when it is"
+    call(web, ["npm", "ci", "--ignore-scripts"], "installing the SDK's packages", hint)
     installed.write_text(lock, encoding="utf-8")
 
 
@@ -102,7 +103,7 @@ def replace(web: Path, dist: Path, wanted: str) -> None:
     """Build beside dist, and take its place once all of it is there."""
     new = web / "build" / f"dist.{uuid.uuid4().hex}"
     try:
-        call(web, ["node", "build.mjs", "--out", str(new)], "building the SDK")
+        call(web, ["node", "build.mjs", "--out", str(new)], "building the SDK", f"mend it in {web / 'src'}")
         (new / STAMP).write_text(wanted, encoding="utf-8")
         shutil.rmtree(dist, ignore_errors=True)
         new.rename(dist)
@@ -110,7 +111,7 @@ def replace(web: Path, dist: Path, wanted: str) -> None:
         shutil.rmtree(new, ignore_errors=True)
 
 
-def call(web: Path, words: Sequence[str], what: str) -> None:
+def call(web: Path, words: Sequence[str], what: str, hint: str) -> None:
     """Run a command in the SDK's folder. Raises StageError with the beginning of what it said."""
     environment = {**os.environ, "NO_COLOR": "1", "npm_config_loglevel": "error"}
     result = subprocess.run(words, cwd=web, env=environment, capture_output=True, text=True)
@@ -120,5 +121,5 @@ def call(web: Path, words: Sequence[str], what: str) -> None:
         raise StageError(
             f"{what} failed ('{' '.join(words[:3])}', exit status {result.returncode}):\n    "
             + "\n    ".join(said[:LINES]),
-            hint="the npm registry must be reachable for the first build; run it again when it is",
+            hint=hint,
         )

@@ -2,7 +2,6 @@
 and graphs without optional inputs, as onnxruntime-web wants them."""
 
 import json
-import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from stages.runtimes.generate import generate
 from stages.schema import Unpacking
 from tests.converted import Converted, converted, profile
+from tests.mobile.web import sdk_or_skip
 from tests.stages.test_onnx import close, prompt
 
 WEB = Path(__file__).parents[2] / "mobile" / "web"
@@ -151,13 +151,12 @@ console.log('logits ' + JSON.stringify([...logits.data]))
 """
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="there is no Node")
-@pytest.mark.skipif(
-    not (WEB / "node_modules" / "onnxruntime-web").is_dir(), reason="mobile/web's packages are not installed"
-)
 @pytest.mark.parametrize("variant", ["int4", "int2"])
 def test_in_onnxruntime_web_too(tmp_path: Path, variant: str) -> None:
     """The same numbers, and what runs are products of float weights: the profile of a run names every operator."""
+    sdk_or_skip()  # which installs the packages
+    if not (WEB / "node_modules" / "onnxruntime-web").is_dir():
+        pytest.skip("mobile/web's packages are not installed")
     toy = converted(tmp_path / "toy", device=DEVICE, **VARIANTS[variant])
     (tmp_path / "node_modules").symlink_to(WEB / "node_modules")
     (tmp_path / "run.mjs").write_text(SCRIPT, encoding="utf-8")
