@@ -115,7 +115,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     return Made(tmp_path_factory.mktemp("allocate"))
 
 
-@pytest.mark.parametrize("device", ["iphone-15-pro", "pixel-8"])
+@pytest.mark.parametrize("device", [pytest.param("iphone-15-pro", marks=pytest.mark.slow), "pixel-8"])
 @pytest.mark.parametrize("bits", [3.2, pytest.param(5.0, marks=pytest.mark.slow)])
 def test_a_budget_is_kept_to_the_byte(made: Made, device: str, bits: float) -> None:
     budget = {"bits": bits}

@@ -205,6 +205,7 @@ def test_encoders_of_held_out_models_are_within_the_target() -> None:
     assert np.median(errors) <= 0.5 * np.median(np.abs(roofline / table.measured - 1))
 
 
+@pytest.mark.slow
 def test_the_benchmark_scores_rows_that_nobody_has_seen(tmp_path: Path) -> None:
     """Of either kind, gzipped or not; a chip and a runtime that were never measured are those of the others."""
     header, *rows = gzip.decompress(PERF.read_bytes()).decode().splitlines()

@@ -163,6 +163,7 @@ def test_each_line_is_drawn_about_as_often(folder: Path) -> None:
     assert len(drawn) == 20 and all(25 <= count <= 80 for count in drawn.values())  # 50 expected, deviation 6
 
 
+@pytest.mark.slow
 def test_no_decoded_image_is_kept(folder: Path) -> None:
     for number in range(8):
         picture(100, 100).save(folder / f"{number}.png")
